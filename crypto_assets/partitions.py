@@ -1,0 +1,111 @@
+"""The clocks of the graph and the three ways in which a partition may look at others.
+
+Here: the only partition definitions and mappings of the project, built from the settings' dates. Not here: the order
+in which partitions run (``automation.py``). Assets, automation and the warehouse may import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import pandas as pd
+
+from crypto_assets.settings import current_settings
+
+DAY = timedelta(days=1)
+WEEK = timedelta(days=7)
+
+
+def monday_of(day: date) -> date:
+    """The Monday on or before a day."""
+    return day - timedelta(days=day.weekday())
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+_FIRST = current_settings().start
+_LAST = current_settings().last_day
+_DAYS_END = None if _LAST is None else _midnight(_LAST)
+_WEEKS_END = None if _LAST is None else _midnight(monday_of(_LAST - DAY) + WEEK)
+
+#: UTC days; the running day is an open partition.
+DAILY = dg.DailyPartitionsDefinition(start_date=_midnight(_FIRST), end_date=_DAYS_END, end_offset=1)
+
+#: UTC weeks from Monday, from the Monday on or before the first day; the running week is an open partition.
+WEEKLY = dg.WeeklyPartitionsDefinition(
+    start_date=_midnight(monday_of(_FIRST)),
+    end_date=_WEEKS_END,
+    day_offset=1,
+    end_offset=1,
+)
+
+
+def lookback(days: int) -> dg.TimeWindowPartitionMapping:
+    """A day reads itself and the ``days`` before it."""
+    return dg.TimeWindowPartitionMapping(
+        start_offset=-days, end_offset=0, allow_nonexistent_upstream_partitions=True
+    )
+
+
+def history(weeks: int) -> dg.TimeWindowPartitionMapping:
+    """A week reads the ``weeks`` before it, never itself."""
+    return dg.TimeWindowPartitionMapping(
+        start_offset=-weeks, end_offset=-1, allow_nonexistent_upstream_partitions=True
+    )
+
+
+def lookahead(days: int) -> dg.TimeWindowPartitionMapping:
+    """A day reads itself and the ``days`` after it. For labels alone."""
+    return dg.TimeWindowPartitionMapping(
+        start_offset=0, end_offset=days, allow_nonexistent_upstream_partitions=True
+    )
+
+
+def days_before(days: int) -> dg.TimeWindowPartitionMapping:
+    """A day reads the ``days`` before it, never itself: for sequential tables that read themselves."""
+    return dg.TimeWindowPartitionMapping(
+        start_offset=-days, end_offset=-1, allow_nonexistent_upstream_partitions=True
+    )
+
+
+def naive(moment: datetime) -> datetime:
+    """Naive UTC, as times stand in tables."""
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def window_of(context: dg.AssetExecutionContext) -> tuple[datetime, datetime]:
+    """Start and end of the run's partitions as naive UTC, end exclusive."""
+    window = context.partition_time_window
+    return naive(window.start), naive(window.end)
+
+
+def keys_of(clock: str, start: datetime, end: datetime) -> Iterator[tuple[str, datetime, datetime]]:
+    """Partition keys of a clock inside a window with their own windows (naive UTC).
+
+    Raises
+    ------
+    ValueError
+        If the clock has no partitions.
+    """
+    step = {"daily": DAY, "weekly": WEEK}.get(clock)
+    if step is None:
+        raise ValueError(f"a table with clock {clock!r} has no partitions")
+    moment = start
+    while moment < end:
+        yield moment.date().isoformat(), moment, moment + step
+        moment += step
+
+
+def weeks_of(context: dg.AssetExecutionContext) -> list[datetime]:
+    """The Mondays (naive UTC) that open the run's weekly partitions."""
+    return [start for _, start, _ in keys_of("weekly", *window_of(context))]
+
+
+def within(frame: pd.DataFrame, context: dg.AssetExecutionContext, column: str = "ts") -> pd.DataFrame:
+    """The rows of the run's window: what look-back and look-ahead rows served for is done."""
+    start, end = window_of(context)
+    return frame[(frame[column] >= start) & (frame[column] < end)]

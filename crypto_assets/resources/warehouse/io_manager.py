@@ -1,0 +1,290 @@
+"""What Dagster calls: frames of assets go into the lake, partitions of the lake come back as frames.
+
+Here: the I/O manager and the resource that gives ingestion its view of coverage. Not here: how a partition is stored
+(``lake``). ``definitions.py`` builds both; nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from dagster_duckdb_pandas import DuckDBPandasIOManager
+
+from crypto_assets.partitions import DAY, WEEK, keys_of, monday_of, naive
+from crypto_assets.resources.warehouse.catalog import Catalog
+from crypto_assets.resources.warehouse.conform import to_arrow
+from crypto_assets.resources.warehouse.lake import (
+    Lake,
+    PartitionStream,
+    Piece,
+    Provenance,
+    WarehouseError,
+    hash_of,
+)
+from crypto_assets.schemas import Table, table_of
+
+
+class WarehouseResource(dg.ConfigurableResource):
+    """The lake as ingestion and quality assets see it.
+
+    Attributes
+    ----------
+    folder
+        The warehouse folder.
+    """
+
+    folder: str
+
+    @property
+    def lake(self) -> Lake:
+        """The partitions."""
+        return Lake(Path(self.folder))
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalogue over them."""
+        return Catalog(self.lake)
+
+    def watermarks(self, name: str, start: datetime, end: datetime) -> dict[datetime, datetime]:
+        """Day -> watermark of the stored partitions of a raw table inside a window (naive UTC)."""
+        table = table_of(name)
+        found = {}
+        for key, day, _ in keys_of("daily", start, end):
+            provenance = self.lake.provenance(table, key)
+            if provenance is not None and provenance.watermark is not None:
+                found[day] = provenance.watermark
+        return found
+
+    def watermark(self, start: datetime, end: datetime) -> datetime:
+        """End of the last closed base interval that raw/klines has read inside a window; its start if none was.
+
+        Whatever is derived from a window stops here.
+        """
+        return max(self.watermarks("raw/klines", start, end).values(), default=start)
+
+    def require_whole(self, weeks: Sequence[datetime]) -> None:
+        """Refuse to fit a week before the day that ends at its cut is whole.
+
+        Raises
+        ------
+        WarehouseError
+            Naming the cut and how far raw/klines has come.
+        """
+        for cut in weeks:
+            known = self.watermarks("raw/klines", cut - DAY, cut).get(cut - DAY)
+            if known is not None and known < cut:
+                raise WarehouseError(
+                    f"the week of {cut.date()} is fitted on rows known by its start, but raw/klines has come only "
+                    f"to {known}; materialize the day before first"
+                )
+
+    def covered(
+        self, name: str, start: datetime, end: datetime
+    ) -> dict[str, list[tuple[datetime, datetime]]]:
+        """Series -> ranges that the stored partitions of a raw table have covered inside a window."""
+        table = table_of(name)
+        ranges: dict[str, list[tuple[datetime, datetime]]] = {}
+        for key, _, _ in keys_of("daily", start, end):
+            provenance = self.lake.provenance(table, key)
+            for item in provenance.coverage if provenance else ():
+                ranges.setdefault(item.series, []).extend(item.ranges)
+        return ranges
+
+    def newest(self, name: str, by: Sequence[str]) -> pd.DataFrame:
+        """The row with the latest known_at of every ``by`` group, over all stored partitions."""
+        rows = self.lake.read(table_of(name)).to_pandas()
+        return rows.sort_values("known_at").drop_duplicates(list(by), keep="last").reset_index(drop=True)
+
+
+class WarehouseIOManager(DuckDBPandasIOManager):
+    """Dagster's DuckDB I/O manager with the lake below it; ``database`` is the path of the catalogue.
+
+    Same configuration and asset metadata as its base (``partition_expr``, ``columns``, schema from the key prefix);
+    rows enter by contract, partitions are replaced or merged atomically, and readers never take a lock.
+    """
+
+    def create_io_manager(self, context: dg.InitResourceContext) -> dg.IOManager:  # ty: ignore[incompatible-method-override]
+        """Build the manager for one run."""
+        return _PartitionIO(Path(self.database).parent)
+
+
+class Publisher:
+    """Stores what assets made and says what was stored; the I/O manager and the dbt assets share it.
+
+    Parameters
+    ----------
+    folder
+        The warehouse folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.lake = Lake(folder)
+        self._hashes: dict[tuple[str, str, int], str] = {}
+
+    def publish(
+        self, spec: dg.AssetSpec, obj: Any, run_id: str, window: tuple[datetime, datetime] | None
+    ) -> list[Provenance]:
+        """Store a frame or a ``PartitionStream`` of one asset, partition by partition.
+
+        Parameters
+        ----------
+        spec
+            The asset: its key names the table, its dependencies say what its partitions were made from.
+        obj
+            pandas, Polars or Arrow rows of the whole window, or a ``PartitionStream``.
+        window
+            Naive UTC window of the run; None for an unpartitioned table.
+
+        Raises
+        ------
+        ContractError
+            If rows do not fit; partitions stored before stay.
+        WarehouseError
+            If the lake cannot be written.
+        """
+        table = table_of("/".join(spec.key.path))
+        pieces = obj.pieces if isinstance(obj, PartitionStream) else _pieces(table, obj, window)
+        stored = []
+        for piece in pieces:
+            provenance = Provenance(
+                asset=table.name,
+                partition=piece.partition,
+                code_version=spec.code_version,
+                inputs=self._inputs(spec, table, piece.partition),
+                run_id=run_id,
+            )
+            stored.append(self._store(table, piece, provenance))
+        Catalog(self.lake).refresh()
+        return stored
+
+    def _store(self, table: Table, piece: Piece, provenance: Provenance) -> Provenance:
+        window = _window_of(table, piece.partition)
+        if table.write == "merge":
+            if window is None or piece.watermark is None:
+                raise WarehouseError(f"{table.name}: a merged piece needs a partition and the source's time")
+            return self.lake.merge(table, piece.partition, piece, provenance, window, piece.watermark)
+        return self.lake.replace(table, piece.partition or None, piece.rows, provenance, window)
+
+    def _inputs(self, spec: dg.AssetSpec, table: Table, partition: str) -> dict[str, str]:
+        window = _window_of(table, partition)
+        inputs: dict[str, str] = {}
+        for dep in spec.deps:
+            upstream = table_of("/".join(dep.asset_key.path))
+            keys = self._upstream_keys(upstream, table, window, dep.partition_mapping)
+            parts = {key: found for key in keys if (found := self._content_hash(upstream, key))}
+            inputs[upstream.name] = hash_of(parts)
+        return inputs
+
+    def _upstream_keys(
+        self, upstream: Table, table: Table, window: tuple[datetime, datetime] | None, mapping: Any
+    ) -> list[str]:
+        if upstream.clock == "none" or window is None:
+            return self.lake.partitions(upstream)
+        step = DAY if table.clock == "daily" else WEEK
+        start = window[0] + getattr(mapping, "start_offset", 0) * step
+        end = window[1] + getattr(mapping, "end_offset", 0) * step
+        if upstream.clock == "weekly":
+            start = datetime.combine(monday_of(start.date()), datetime.min.time())
+        return [key for key, _, _ in keys_of(upstream.clock, start, end)]
+
+    def _content_hash(self, table: Table, partition: str) -> str | None:
+        try:
+            status = self.lake.path(table, partition).stat()
+        except FileNotFoundError:
+            return None
+        known = (table.name, partition, status.st_ino)
+        if known not in self._hashes:
+            provenance = self.lake.provenance(table, partition)
+            if provenance is None:
+                return None
+            self._hashes[known] = provenance.content_hash
+        return self._hashes[known]
+
+
+def report(context: Any, key: dg.AssetKey, stored: list[Provenance]) -> dict[str, Any]:
+    """Tell Dagster what was stored; returns the metadata of the materialization.
+
+    One partition gets its content hash as data version. Dagster tags all partitions of a step alike, so a range
+    carries the hashes in the metadata of each partition instead.
+    """
+    if len(stored) == 1:
+        context.set_data_version(key, dg.DataVersion(stored[0].content_hash))
+    else:
+        for item in stored:
+            context.add_asset_metadata(
+                {"rows": item.rows, "content_hash": item.content_hash},
+                asset_key=key,
+                partition_key=item.partition,
+            )
+    table = ".".join(key.path)
+    return {
+        "dagster/row_count": sum(item.rows for item in stored),
+        "dagster/table_name": table,
+        "partitions": len(stored),
+    }
+
+
+class _PartitionIO(dg.IOManager):
+    def __init__(self, folder: Path) -> None:
+        self.publisher = Publisher(folder)
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        window = None
+        if context.has_asset_partitions:
+            asked = context.asset_partitions_time_window
+            window = naive(asked.start), naive(asked.end)
+        stored = self.publisher.publish(context.asset_spec, obj, context.run_id, window)
+        context.add_output_metadata(report(context.step_context, context.asset_key, stored))
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        table = table_of("/".join(context.asset_key.path))
+        columns = (context.definition_metadata or {}).get("columns")
+        keys = None
+        if table.clock != "none" and context.has_asset_partitions:
+            keys = list(context.asset_partition_keys)
+        rows = self.publisher.lake.read(table, keys, columns)
+        return rows if context.dagster_type.typing_type is pa.Table else to_pandas(rows)
+
+
+def _pieces(table: Table, obj: Any, window: tuple[datetime, datetime] | None) -> Iterator[Piece]:
+    rows = to_arrow(obj)
+    if window is None:
+        yield Piece("", rows)
+        return
+    times = rows.column(table.time_column).cast(pa.timestamp("us")).to_numpy() if rows.num_rows else None
+    start, end = window
+    if times is not None and not (
+        start <= times.min().astype(datetime) and times.max().astype(datetime) < end
+    ):
+        raise WarehouseError(
+            f"{table.name}: rows from {times.min()} to {times.max()} lie outside the run's window "
+            f"[{start}, {end}); return only rows of the window"
+        )
+    for key, left, right in keys_of(table.clock, start, end):
+        if times is None:
+            yield Piece(key, rows)
+            continue
+        inside = (times >= np.datetime64(left)) & (times < np.datetime64(right))
+        yield Piece(key, rows.filter(pa.array(inside)))
+
+
+def to_pandas(rows: pa.Table) -> pd.DataFrame:
+    """Rows as pandas; exact decimals become floats, times stay naive UTC microseconds."""
+    for at, field in enumerate(rows.schema):
+        if pa.types.is_decimal(field.type):
+            rows = rows.set_column(at, field.name, rows.column(at).cast(pa.float64()))
+    return rows.to_pandas()
+
+
+def _window_of(table: Table, partition: str) -> tuple[datetime, datetime] | None:
+    if table.clock == "none":
+        return None
+    start = datetime.fromisoformat(partition)
+    return start, start + (DAY if table.clock == "daily" else WEEK)

@@ -1,0 +1,745 @@
+"""The contract of every table: columns, types, units, meaning, key, clock, write mode and known_at rule.
+
+Here: what a table is. Not here: how it is stored (``resources/warehouse``) or made (``assets``, ``dbt_features``).
+The I/O manager conforms frames to it, the checks and the data dictionary are generated from it; everybody may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+Clock = Literal["daily", "weekly", "none"]
+Write = Literal["replace", "merge"]
+
+#: DuckDB type -> Arrow type; these are all the types a contract may use.
+ARROW_TYPES: dict[str, pa.DataType] = {
+    "VARCHAR": pa.string(),
+    "DOUBLE": pa.float64(),
+    "BIGINT": pa.int64(),
+    "INTEGER": pa.int32(),
+    "BOOLEAN": pa.bool_(),
+    "TIMESTAMP": pa.timestamp("us"),
+    "DECIMAL(38,8)": pa.decimal128(38, 8),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: name, DuckDB type, meaning, unit (None where the name says it) and whether it must be present."""
+
+    name: str
+    type: str
+    meaning: str
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The contract of one table.
+
+    Attributes
+    ----------
+    name
+        ``stage/asset``; the stage is also asset group, key prefix and DuckDB schema.
+    columns
+        In storage order.
+    key
+        Columns that identify a row inside the whole table; never NULL; rows are stored sorted by it.
+    clock
+        ``daily`` and ``weekly`` tables have one Parquet file per partition, ``none`` one file in all.
+    time_column
+        The column that assigns a row to its partition.
+    known_at
+        The rule in words; the column itself is ``known_at``.
+    observed
+        True where the source gives only the present state, so that a rebuild cannot repeat what was seen before.
+    decided_later
+        Columns that are NULL until ``known_at`` (labels): they may go from NULL to a value once.
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    clock: Clock
+    write: Write
+    known_at: str
+    time_column: str = "ts"
+    observed: bool = False
+    decided_later: tuple[str, ...] = field(default=())
+
+    @property
+    def stage(self) -> str:
+        """First part of the name."""
+        return self.name.split("/")[0]
+
+    @property
+    def table(self) -> str:
+        """Second part of the name."""
+        return self.name.split("/")[1]
+
+    @property
+    def column_names(self) -> list[str]:
+        """Column names in storage order."""
+        return [column.name for column in self.columns]
+
+    def arrow_schema(self) -> pa.Schema:
+        """Arrow schema in storage order, without metadata."""
+        return pa.schema([pa.field(column.name, ARROW_TYPES[column.type]) for column in self.columns])
+
+
+def _c(name: str, type_: str, meaning: str) -> Column:
+    return Column(name, type_, meaning)
+
+
+def _r(name: str, type_: str, meaning: str) -> Column:
+    return Column(name, type_, meaning, required=True)
+
+
+_VENUE = _r("venue", "VARCHAR", "exchange, ccxt name")
+_SYMBOL = _r("symbol", "VARCHAR", "BASE/QUOTE")
+_LISTING = _r("listing_id", "VARCHAR", "one life of a symbol: SYMBOL#n; windows never cross it")
+_TS = _r("ts", "TIMESTAMP", "start of the interval, UTC")
+_KNOWN_AT = _r("known_at", "TIMESTAMP", "when the row could first be known, UTC")
+_WEEK = _r("week", "TIMESTAMP", "Monday 00:00 UTC that opens the week the fit applies to")
+_DECISION = _r("decision_at", "TIMESTAMP", "moment of the decision, UTC; reads only rows known by then")
+_STATUS = _r("status", "VARCHAR", "ok, or why the row is degraded")
+_OHLC = (
+    _c("open", "DOUBLE", "first price, quote units"),
+    _c("high", "DOUBLE", "highest price, quote units"),
+    _c("low", "DOUBLE", "lowest price, quote units"),
+    _c("close", "DOUBLE", "last price, quote units"),
+)
+_EXACT_VOLUMES = (
+    _c("volume_base", "DECIMAL(38,8)", "traded amount, base units, exact"),
+    _c("volume_quote", "DECIMAL(38,8)", "traded value, quote units, exact; NULL where the source lacks it"),
+    _c("n_trades", "BIGINT", "number of trades; NULL where the source lacks it"),
+    _c(
+        "taker_buy_base",
+        "DECIMAL(38,8)",
+        "amount bought by takers, base units; NULL where the source lacks it",
+    ),
+    _c(
+        "taker_buy_quote",
+        "DECIMAL(38,8)",
+        "value bought by takers, quote units; NULL where the source lacks it",
+    ),
+)
+
+_TABLES = (
+    # --- raw
+    Table(
+        "raw/symbols",
+        "one row per market and state in which the exchange showed it",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("valid_from", "TIMESTAMP", "when this state was first seen, UTC"),
+            _r("ts", "TIMESTAMP", "day of the snapshot, UTC"),
+            _KNOWN_AT,
+            _r("exchange_symbol", "VARCHAR", "the exchange's own name"),
+            _r("base", "VARCHAR", "base asset"),
+            _r("quote", "VARCHAR", "quote asset"),
+            _r("trading_status", "VARCHAR", "the exchange's status word"),
+            _c("spot_allowed", "BOOLEAN", "spot trading permitted"),
+            _c("tick_size", "DOUBLE", "smallest price step, quote units"),
+            _c("lot_size", "DOUBLE", "smallest amount step, base units"),
+            _c("min_notional", "DOUBLE", "smallest order value, quote units"),
+        ),
+        ("venue", "symbol", "valid_from"),
+        "daily",
+        "merge",
+        "when seen",
+        observed=True,
+    ),
+    Table(
+        "raw/klines",
+        "one row per market and closed base interval",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("kind", "VARCHAR", "trade, mark or premium"),
+            _r("interval", "VARCHAR", "base interval"),
+            _TS,
+            _KNOWN_AT,
+            *_OHLC,
+            *_EXACT_VOLUMES,
+            _c("close_time", "TIMESTAMP", "the exchange's own close time; cut short by a halt"),
+        ),
+        ("venue", "symbol", "kind", "interval", "ts"),
+        "daily",
+        "merge",
+        "end of the interval",
+    ),
+    Table(
+        "raw/coins",
+        "one row per coin of the aggregator and snapshot",
+        (
+            _r("coin_id", "VARCHAR", "CoinGecko id: the key, never the ticker"),
+            _r("ts", "TIMESTAMP", "day of the snapshot, UTC"),
+            _KNOWN_AT,
+            _r("ticker", "VARCHAR", "ticker in lower case; shared among coins"),
+            _c("name", "VARCHAR", "display name"),
+            _c("market_cap_rank", "BIGINT", "rank among all coins, 1 is the largest"),
+            _c("market_cap_usd", "DOUBLE", "market capitalisation; NULL where unknown or 0"),
+            _c("price_usd", "DOUBLE", "price"),
+            _c("volume_24h_usd", "DOUBLE", "traded value of the last 24 h"),
+            _c("symbol", "VARCHAR", "the market of our universe that this coin is mapped to, if any"),
+        ),
+        ("known_at", "coin_id"),
+        "daily",
+        "merge",
+        "when seen",
+        observed=True,
+    ),
+    Table(
+        "raw/market_caps",
+        "one row per coin and UTC day",
+        (
+            _r("coin_id", "VARCHAR", "CoinGecko id"),
+            _TS,
+            _KNOWN_AT,
+            _c("price_usd", "DOUBLE", "price at the end of the day"),
+            _c(
+                "market_cap_usd",
+                "DOUBLE",
+                "market capitalisation at the end of the day; NULL where unknown or 0",
+            ),
+            _c("volume_24h_usd", "DOUBLE", "traded value of the day"),
+        ),
+        ("coin_id", "ts"),
+        "daily",
+        "merge",
+        "end of the day + publication lag (00:45 UTC)",
+    ),
+    # --- rollups
+    Table(
+        "rollups/klines",
+        "one row per market, longer interval and bar that has at least one base bar",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("interval", "VARCHAR", "interval of the bar"),
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            *_OHLC,
+            *_EXACT_VOLUMES,
+            _r("n_base_bars", "BIGINT", "base bars inside"),
+            _r("complete", "BOOLEAN", "false: base bars are missing in a finished bar"),
+        ),
+        ("venue", "symbol", "interval", "ts"),
+        "daily",
+        "replace",
+        "end of the interval",
+    ),
+    Table(
+        "rollups/raster",
+        "one row per symbol and raster interval while the listing lives (a bar within the last 48 h)",
+        (
+            _SYMBOL,
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            *_OHLC,
+            _c("volume_base", "DOUBLE", "traded amount, base units"),
+            _c(
+                "turnover_quote",
+                "DOUBLE",
+                "traded value, quote units; base volume x close where the source lacks it",
+            ),
+            _c("n_trades", "BIGINT", "number of trades"),
+            _c("taker_buy_base", "DOUBLE", "amount bought by takers, base units"),
+            _r("has_bar", "BOOLEAN", "false: no bar in this interval, prices are NULL"),
+            _r("bar_age", "BIGINT", "raster intervals since the newest bar; 0 where has_bar"),
+            _c("coin_id", "VARCHAR", "CoinGecko id of the listing"),
+            _c(
+                "market_cap_usd",
+                "DOUBLE",
+                "newest cap known by known_at, at most 3 days old, not stale; NULL if unknown",
+            ),
+            _c("market_cap_ts", "TIMESTAMP", "day of that cap"),
+        ),
+        ("symbol", "ts"),
+        "daily",
+        "replace",
+        "max of what it joins: end of the interval",
+    ),
+    # --- features
+    Table(
+        "features/universe",
+        "one row per symbol and raster interval: may it be traded, as far as was known then",
+        (
+            _SYMBOL,
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            _r("eligible", "BOOLEAN", "all rules of the point-in-time universe hold"),
+            _r("reason", "VARCHAR", "eligible, or the first rule that failed"),
+            _c("history_days", "DOUBLE", "age of the listing's bars inside the look-back, days"),
+            _c(
+                "turnover_median_30d_quote",
+                "DOUBLE",
+                "median traded value of the last 30 whole days, quote units",
+            ),
+        ),
+        ("symbol", "ts"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    Table(
+        "features/price_action",
+        "one row per symbol and raster interval: returns, ranges and volume over windows (SQL)",
+        (
+            _SYMBOL,
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            _c("return_1h_log", "DOUBLE", "log close-to-close return"),
+            _c("return_4h_log", "DOUBLE", "log close-to-close return"),
+            _c("return_24h_log", "DOUBLE", "log close-to-close return"),
+            _c("return_72h_log", "DOUBLE", "log close-to-close return"),
+            _c("return_168h_log", "DOUBLE", "log close-to-close return"),
+            _c("range_24h_frac", "DOUBLE", "(highest high - lowest low) / close over the window"),
+            _c("position_24h_frac", "DOUBLE", "(close - lowest low) / (highest high - lowest low)"),
+            _c("position_168h_frac", "DOUBLE", "(close - lowest low) / (highest high - lowest low)"),
+            _c("volume_ratio_24h", "DOUBLE", "base volume of the last 24 h / that of the last 168 h x 7"),
+        ),
+        ("symbol", "ts"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    Table(
+        "features/technical",
+        "one row per symbol and raster interval: volatility and trend indicators on finite windows",
+        (
+            _SYMBOL,
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            _c("volatility_24h_log", "DOUBLE", "sample sd of 1-bar log returns over 24 bars"),
+            _c("volatility_168h_log", "DOUBLE", "sample sd of 1-bar log returns over 168 bars"),
+            _c("ema_distance_12h_frac", "DOUBLE", "close / EMA span 12 - 1"),
+            _c("ema_distance_48h_frac", "DOUBLE", "close / EMA span 48 - 1"),
+            _c("rsi_14h", "DOUBLE", "relative strength index, 0 to 100, Wilder weights on a finite window"),
+            _c("atr_14h_frac", "DOUBLE", "average true range / close, Wilder weights on a finite window"),
+            _c("taker_buy_24h_frac", "DOUBLE", "share of taker buys in the base volume of 24 bars"),
+        ),
+        ("symbol", "ts"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    Table(
+        "features/cross_section",
+        "one row per eligible symbol and raster interval: ranks among the eligible of that moment (SQL)",
+        (
+            _SYMBOL,
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            _c("return_24h_xs_rank", "DOUBLE", "(rank - 0.5) / n, ties average, n >= 5"),
+            _c("return_168h_xs_rank", "DOUBLE", "(rank - 0.5) / n, ties average, n >= 5"),
+            _c("volume_ratio_24h_xs_rank", "DOUBLE", "(rank - 0.5) / n, ties average, n >= 5"),
+            _c("market_cap_xs_rank", "DOUBLE", "(rank - 0.5) / n among known caps, n >= 5"),
+            _r("n_eligible", "BIGINT", "eligible symbols at that moment"),
+        ),
+        ("symbol", "ts"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    # --- labels
+    Table(
+        "labels/forward_returns",
+        "one row per symbol and raster interval: the return of one holding period, fill to fill",
+        (
+            _SYMBOL,
+            _TS,
+            _c("known_at", "TIMESTAMP", "when the label is decided; NULL before"),
+            _LISTING,
+            _r("horizon", "VARCHAR", "holding period"),
+            _c("fill_ts", "TIMESTAMP", "bar whose open is the entry"),
+            _c("exit_ts", "TIMESTAMP", "bar whose open (death: whose close) is the exit"),
+            _c(
+                "forward_return_frac",
+                "DOUBLE",
+                "exit price / entry price - 1; NULL until decided or when unfilled",
+            ),
+            _c("outcome", "VARCHAR", "filled, death, unfilled or gap; NULL until decided"),
+        ),
+        ("symbol", "ts"),
+        "daily",
+        "replace",
+        "when the label is decided; NULL before",
+        decided_later=("known_at", "fill_ts", "exit_ts", "forward_return_frac", "outcome"),
+    ),
+    # --- factors
+    Table(
+        "factors/alpha_factors",
+        "one row per symbol, raster interval and factor",
+        (
+            _SYMBOL,
+            _TS,
+            _r("factor", "VARCHAR", "name of the factor"),
+            _KNOWN_AT,
+            _LISTING,
+            _c("value", "DOUBLE", "factor value as defined"),
+            _c("value_z", "DOUBLE", "winsorised at 1/99 % and z-scored among the eligible of that moment"),
+        ),
+        ("symbol", "ts", "factor"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    # --- weights
+    Table(
+        "weights/alpha_weights",
+        "one row per week and factor: weights fitted on returns realised before the week",
+        (
+            _WEEK,
+            _r("factor", "VARCHAR", "name of the factor"),
+            _r("known_at", "TIMESTAMP", "the cut: start of the week"),
+            _c("score", "DOUBLE", "sum over pairs of return bin x factor bin"),
+            _c("weight", "DOUBLE", "(score - min) / sum(score - min); NULL unless status is ok"),
+            _r("n_pairs", "BIGINT", "pairs of factor value and realised return"),
+            _STATUS,
+        ),
+        ("week", "factor"),
+        "weekly",
+        "replace",
+        "the cut",
+        time_column="week",
+    ),
+    Table(
+        "weights/alpha_scores",
+        "one row per eligible symbol and raster interval: the weighted sum of standardised factors",
+        (
+            _SYMBOL,
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            _c("alpha_score", "DOUBLE", "sum of weight x value_z over factors; NULL if one is missing"),
+        ),
+        ("symbol", "ts"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    # --- predictions
+    Table(
+        "predictions/models",
+        "one row per week and model: a classifier of the sign of the forward return, fitted before the week",
+        (
+            _WEEK,
+            _r("model", "VARCHAR", "name of the model"),
+            _r("known_at", "TIMESTAMP", "the cut: start of the week"),
+            _STATUS,
+            _c("train_from", "TIMESTAMP", "first training row"),
+            _r("n_train", "BIGINT", "training rows"),
+            _r("n_calibration", "BIGINT", "later rows, out of fold, that the calibration used"),
+            _c("calibration_intercept", "DOUBLE", "logit p = intercept + slope x raw score"),
+            _c("calibration_slope", "DOUBLE", "logit p = intercept + slope x raw score"),
+            _c("auc", "DOUBLE", "area under the ROC curve on the calibration rows"),
+            _c("features", "VARCHAR", "JSON list of input columns in order"),
+            _c("parameters", "VARCHAR", "JSON of the training parameters"),
+            _c("model_text", "VARCHAR", "the fitted model in the library's own text format"),
+            _c("model_hash", "VARCHAR", "SHA-256 of model_text and calibration"),
+        ),
+        ("week", "model"),
+        "weekly",
+        "replace",
+        "the cut",
+        time_column="week",
+    ),
+    Table(
+        "predictions/scores",
+        "one row per eligible symbol, raster interval and model: out-of-fold probability of a gain",
+        (
+            _SYMBOL,
+            _TS,
+            _r("model", "VARCHAR", "name of the model"),
+            _KNOWN_AT,
+            _LISTING,
+            _c("raw_score", "DOUBLE", "log-odds as the model gives them"),
+            _c("probability", "DOUBLE", "calibrated probability that the forward return is positive"),
+            _c("model_hash", "VARCHAR", "which fit made it"),
+        ),
+        ("symbol", "ts", "model"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    # --- signals
+    Table(
+        "signals/ema_cross",
+        "one row per symbol, raster interval and rule: state of an EMA cross, decaying with its age",
+        (
+            _SYMBOL,
+            _TS,
+            _r("rule", "VARCHAR", "name with its spans"),
+            _KNOWN_AT,
+            _LISTING,
+            _c("ema_short", "DOUBLE", "finite-window EMA, quote units"),
+            _c("ema_long", "DOUBLE", "finite-window EMA, quote units"),
+            _c("state", "INTEGER", "+1 after an upward cross, -1 after a downward one, 0 before the first"),
+            _c("age", "BIGINT", "raster intervals since the state was entered"),
+            _c("signal", "DOUBLE", "state x 0.97^age, rounded to 3 decimals"),
+        ),
+        ("symbol", "ts", "rule"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    Table(
+        "signals/thresholds",
+        "one row per week and rule: thresholds on out-of-fold probabilities, chosen before the week",
+        (
+            _WEEK,
+            _r("rule", "VARCHAR", "name of the rule"),
+            _r("known_at", "TIMESTAMP", "the cut: start of the week"),
+            _STATUS,
+            _c("buy_threshold", "DOUBLE", "probability at or above which the rule buys"),
+            _c("sell_threshold", "DOUBLE", "probability at or below which the rule sells"),
+            _c(
+                "mean_return_frac",
+                "DOUBLE",
+                "mean net return of the pairs that the chosen rule would have bought",
+            ),
+            _r("n_pairs", "BIGINT", "out-of-fold pairs realised at the cut"),
+        ),
+        ("week", "rule"),
+        "weekly",
+        "replace",
+        "the cut",
+        time_column="week",
+    ),
+    Table(
+        "signals/trading_signals",
+        "one row per symbol, raster interval and rule: buy, sell or nothing",
+        (
+            _SYMBOL,
+            _TS,
+            _r("rule", "VARCHAR", "name of the rule"),
+            _KNOWN_AT,
+            _LISTING,
+            _c("score", "DOUBLE", "the probability the rule looked at"),
+            _c("signal", "INTEGER", "+1 buy, -1 sell, 0 nothing; NULL without a score or thresholds"),
+        ),
+        ("symbol", "ts", "rule"),
+        "daily",
+        "replace",
+        "end of the bar",
+    ),
+    # --- holdings
+    Table(
+        "holdings/candidates",
+        "one row per decision and symbol alive then: market prior, risk and standardised score",
+        (
+            _DECISION,
+            _SYMBOL,
+            _KNOWN_AT,
+            _LISTING,
+            _r(
+                "horizon",
+                "VARCHAR",
+                "rebalance period H; pi, sigma and views are simple excess returns per H",
+            ),
+            _r("eligible", "BOOLEAN", "in the universe at the decision"),
+            _r("reason", "VARCHAR", "eligible, or why not"),
+            _c("close", "DOUBLE", "newest close known at the decision, quote units"),
+            _c("market_cap_usd", "DOUBLE", "cap known at the decision; NULL if unknown"),
+            _c("w_mkt", "DOUBLE", "share in the prior; 0 where the cap is unknown; NULL unless eligible"),
+            _c("sigma_frac", "DOUBLE", "standard deviation of the return per H"),
+            _c("pi_frac", "DOUBLE", "equilibrium return per H"),
+            _c("score_z", "DOUBLE", "mean of the available z-scored sources, clipped at 3"),
+            _c("n_sources", "BIGINT", "sources in score_z"),
+            _STATUS,
+        ),
+        ("decision_at", "symbol"),
+        "daily",
+        "replace",
+        "decision_at",
+        time_column="decision_at",
+    ),
+    Table(
+        "holdings/view_fits",
+        "one row per week: how far scores told returns, on out-of-fold pairs realised before the week",
+        (
+            _WEEK,
+            _r("known_at", "TIMESTAMP", "the cut: start of the week"),
+            _c("slope", "DOUBLE", "b of (r_H - pi)/sigma_H = b z + e"),
+            _c("slope_se", "DOUBLE", "standard error of b, clustered by decision"),
+            _c("confidence", "DOUBLE", "t^2 / (1 + t^2), at most 0.9; NULL without views"),
+            _r("n_pairs", "BIGINT", "pairs of score and realised return"),
+            _STATUS,
+        ),
+        ("week",),
+        "weekly",
+        "replace",
+        "the cut",
+        time_column="week",
+    ),
+    Table(
+        "holdings/views",
+        "one row per decision and symbol with a view",
+        (
+            _DECISION,
+            _SYMBOL,
+            _KNOWN_AT,
+            _LISTING,
+            _r("horizon", "VARCHAR", "rebalance period H"),
+            _r("view_return_frac", "DOUBLE", "Q: expected return per H"),
+            _r("confidence", "DOUBLE", "weight of the view against the prior, in (0, 1)"),
+            _r("score_z", "DOUBLE", "the score behind it"),
+        ),
+        ("decision_at", "symbol"),
+        "daily",
+        "replace",
+        "decision_at",
+        time_column="decision_at",
+    ),
+    Table(
+        "holdings/optimal_holdings",
+        "one row per decision and asset, cash included: the weights to hold",
+        (
+            _DECISION,
+            _r("symbol", "VARCHAR", "BASE/QUOTE, or the quote asset alone for cash"),
+            _KNOWN_AT,
+            _c("listing_id", "VARCHAR", "one life of a symbol; NULL for cash"),
+            _r("horizon", "VARCHAR", "rebalance period H"),
+            _r("weight_frac", "DOUBLE", "weight to hold, 0 to the cap; sums to one with cash"),
+            _r("weight_before_frac", "DOUBLE", "weight held until now, drifted with prices"),
+            _c("weight_prior_frac", "DOUBLE", "share in the market prior"),
+            _c("mu_frac", "DOUBLE", "posterior expected return per H"),
+            _c(
+                "close",
+                "DOUBLE",
+                "newest close known at the decision; 1 for cash; the next decision drifts from it",
+            ),
+            _r("n_views", "BIGINT", "views that entered the decision"),
+            _STATUS,
+        ),
+        ("decision_at", "symbol"),
+        "daily",
+        "replace",
+        "decision_at",
+        time_column="decision_at",
+    ),
+    # --- reports
+    Table(
+        "reports/portfolio_backtest",
+        "one row per strategy and UTC day: equity net of fees",
+        (
+            _r("strategy", "VARCHAR", "what was held"),
+            _r("ts", "TIMESTAMP", "UTC day"),
+            _KNOWN_AT,
+            _r("equity", "DOUBLE", "value at the end of the day, 1 at the start"),
+            _c("return_frac", "DOUBLE", "simple net return of the day"),
+            _c("turnover_frac", "DOUBLE", "half the sum of absolute weight changes"),
+            _c("fee_frac", "DOUBLE", "fees paid, share of equity"),
+            _r("n_positions", "BIGINT", "assets held besides cash"),
+        ),
+        ("strategy", "ts"),
+        "none",
+        "replace",
+        "end of the day",
+    ),
+    # --- quality
+    Table(
+        "quality/partition_manifest",
+        "one row per stored partition, from file metadata alone",
+        (
+            _r("asset", "VARCHAR", "stage/asset"),
+            _r("partition", "VARCHAR", "partition key; empty where unpartitioned"),
+            _r("rows", "BIGINT", "rows stored"),
+            _r("content_hash", "VARCHAR", "SHA-256 of the rows, independent of their order"),
+            _c("code_version", "VARCHAR", "version of the code that made it"),
+            _c("inputs_hash", "VARCHAR", "SHA-256 over the content hashes of the partitions it read"),
+            _c("run_id", "VARCHAR", "run that wrote it"),
+            _c("watermark", "TIMESTAMP", "raw: end of the last closed base interval at the time of reading"),
+            _r("bytes", "BIGINT", "size of the file"),
+            _r("path", "VARCHAR", "file, relative to the warehouse folder"),
+        ),
+        ("asset", "partition"),
+        "none",
+        "replace",
+        "-",
+        time_column="",
+    ),
+    Table(
+        "quality/coverage",
+        "one row per source series and day: what was asked, what came, what is missing and why",
+        (
+            _r("asset", "VARCHAR", "raw asset"),
+            _VENUE,
+            _r("symbol", "VARCHAR", "market, or coin_id"),
+            _r("interval", "VARCHAR", "interval of the series"),
+            _r("ts", "TIMESTAMP", "UTC day"),
+            _r("n_expected", "BIGINT", "intervals of the day up to the watermark"),
+            _r("n_rows", "BIGINT", "rows stored"),
+            _r("n_source_gaps", "BIGINT", "intervals the source was asked for and did not have"),
+            _r("n_unexplained", "BIGINT", "intervals never covered by an answer"),
+        ),
+        ("asset", "venue", "symbol", "interval", "ts"),
+        "none",
+        "replace",
+        "-",
+    ),
+    Table(
+        "quality/revisions",
+        "one row per value that a source changed after we had stored it",
+        (
+            _r("asset", "VARCHAR", "raw asset"),
+            _r("row_key", "VARCHAR", "JSON of the row's key"),
+            _r("column_name", "VARCHAR", "the column that changed"),
+            _c("old_value", "VARCHAR", "as stored before"),
+            _c("new_value", "VARCHAR", "as stored now"),
+            _r("seen_at", "TIMESTAMP", "when the new value was seen (source time), UTC"),
+            _r("partition", "VARCHAR", "partition of the row"),
+        ),
+        ("asset", "row_key", "column_name", "seen_at"),
+        "none",
+        "replace",
+        "-",
+        time_column="",
+    ),
+    Table(
+        "quality/anomalies",
+        "one row per source row that was kept out of a table, or is suspicious",
+        (
+            _r("asset", "VARCHAR", "raw asset"),
+            _r("kind", "VARCHAR", "off_grid, ..."),
+            _VENUE,
+            _r("symbol", "VARCHAR", "market, or coin_id"),
+            _r("interval", "VARCHAR", "interval of the series"),
+            _r("ts", "TIMESTAMP", "the row's own time, UTC"),
+            _r("detail", "VARCHAR", "JSON of the row"),
+        ),
+        ("asset", "kind", "venue", "symbol", "interval", "ts"),
+        "none",
+        "replace",
+        "-",
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+
+
+def table_of(name: str) -> Table:
+    """The contract of ``stage/asset``.
+
+    Raises
+    ------
+    KeyError
+        With what to do, if the table has no contract.
+    """
+    try:
+        return TABLES[name]
+    except KeyError:
+        raise KeyError(f"{name} has no contract: declare its columns in crypto_assets/schemas.py") from None

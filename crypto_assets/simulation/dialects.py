@@ -1,0 +1,180 @@
+"""Columns of recorded klines in their many dialects: names, times and decimals, made into ``Bars``.
+
+Here: what a column means and how its values are read. Not here: files and containers (``recordings``). Only
+``recordings.py`` and tests import it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from crypto_assets.simulation.bars import (
+    CLOSE,
+    HIGH,
+    LOW,
+    N_DECIMALS,
+    N_VALUES,
+    OPEN,
+    TAKER_BASE,
+    TAKER_QUOTE,
+    UNKNOWN,
+    VOLUME_BASE,
+    VOLUME_QUOTE,
+    Bars,
+    bar_end,
+    grid_start,
+)
+
+# pyarrow makes its compute functions while it is imported, where a type checker cannot see them.
+pc: Any = pyarrow.compute
+
+Columns = Mapping[str, pa.Array]
+
+#: Column order of the exchange's own rows and archive files.
+WIRE_COLUMNS = ["open_time", "open", "high", "low", "close", "volume", "close_time"]
+WIRE_COLUMNS += ["quote_volume", "count", "taker_buy_volume", "taker_buy_quote_volume", "ignore"]
+_NAMES: dict[str | int, tuple[str, ...]] = {
+    "open_ms": ("open_time", "opentime", "timestamp", "date", "datetime", "time"),
+    "close_ms": ("close_time", "closetime", "close_timestamp"),
+    "n_trades": ("count", "trades", "n_trades", "num_trades", "number_of_trades", "trade_count"),
+    OPEN: ("open",),
+    HIGH: ("high",),
+    LOW: ("low",),
+    CLOSE: ("close",),
+    VOLUME_BASE: ("volume", "vol", "base_volume", "volume_base"),
+    VOLUME_QUOTE: ("quote_volume", "quote_av", "quote_asset_volume", "qav", "volume_quote"),
+    TAKER_BASE: (
+        "taker_buy_volume",
+        "taker_buy_base",
+        "tb_base_av",
+        "taker_buy_base_asset_volume",
+        "taker_base_volume",
+    ),
+    TAKER_QUOTE: (
+        "taker_buy_quote_volume",
+        "taker_buy_quote",
+        "tb_quote_av",
+        "taker_buy_quote_asset_volume",
+        "taker_quote_volume",
+    ),
+}
+
+
+def bars_of_columns(columns: Columns, interval: str, offset_ms: int = 0) -> Bars:
+    """Read klines out of named columns.
+
+    Parameters
+    ----------
+    columns
+        Arrays of one length by lower-case name; ``_NAMES`` says which names mean what, others are ignored.
+    interval
+        Their interval.
+    offset_ms
+        How far stamps without a zone are ahead of UTC.
+
+    Returns
+    -------
+    Bars
+        In the given order. Decimal texts keep their number of decimals up to 8; more decimals are the print
+        of a float and are rounded; numbers get 8. Missing columns and blanks are unknown, a missing close
+        time is open + interval - 1, a missing open time the start of the interval that closes then.
+
+    Raises
+    ------
+    ValueError
+        If times, prices or base volume are missing, or a value cannot be read.
+    """
+    found = {
+        role: columns[name] for role, names in _NAMES.items() for name in reversed(names) if name in columns
+    }
+    missing = [_NAMES[role][0] for role in (OPEN, HIGH, LOW, CLOSE, VOLUME_BASE) if role not in found]
+    if missing:
+        raise ValueError(f"columns {', '.join(columns)} lack {', '.join(missing)}")
+    ends = _times_ms(found["close_ms"], offset_ms) if "close_ms" in found else None
+    if "open_ms" in found:
+        open_ms = _times_ms(found["open_ms"], offset_ms)
+    elif ends is not None:
+        open_ms = grid_start(ends, interval)
+    else:
+        raise ValueError(f"columns {', '.join(columns)} lack an open or close time")
+    if (open_ms == UNKNOWN).any():
+        raise ValueError(f"row {int(np.argmin(open_ms))} has no open time")
+    regular = bar_end(open_ms, interval) - 1
+    units = np.full((N_VALUES, len(open_ms)), UNKNOWN, np.int64)
+    shown = np.zeros((N_VALUES, len(open_ms)), np.uint8)
+    for row in range(N_VALUES):
+        if row in found:
+            values, shown[row] = _decimals(found[row])
+            units = units if values.dtype == np.int64 else units.astype(object)
+            units[row] = values
+    if (units[: VOLUME_BASE + 1] < 0).any():
+        raise ValueError("a row lacks a price or its volume")
+    trades = np.full(len(open_ms), UNKNOWN, np.int64)
+    if "n_trades" in found:
+        counts = found["n_trades"]
+        counts = _blank_to_null(counts) if pa.types.is_string(counts.type) else counts
+        trades = np.nan_to_num(counts.cast(pa.float64()).to_numpy(zero_copy_only=False), nan=UNKNOWN).astype(
+            np.int64
+        )
+    return Bars(
+        open_ms, regular if ends is None else np.where(ends == UNKNOWN, regular, ends), units, shown, trades
+    )
+
+
+def _times_ms(column: pa.Array, offset_ms: int) -> np.ndarray:
+    """Epoch ms of stamps in s, ms or us, ISO texts, timestamps; naive ones are ``offset_ms`` ahead of UTC."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = _blank_to_null(column)
+        first = column[0].as_py() or "" if len(column) else ""
+        if re.fullmatch(r"\d+(\.0*)?", first):
+            column = column.cast(pa.float64()).cast(pa.int64())
+        else:
+            zoned = re.search(r"(Z|[+-]\d\d:?\d\d)$", first) is not None
+            column = column.cast(pa.timestamp("us", "UTC" if zoned else None))
+    if pa.types.is_timestamp(column.type):
+        zoned = column.type.tz is not None
+        stamps = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
+        return pc.fill_null(stamps, UNKNOWN).to_numpy(zero_copy_only=False) - (0 if zoned else offset_ms)
+    numbers = pc.fill_null(column.cast(pa.int64()), UNKNOWN).to_numpy(zero_copy_only=False)
+    largest = int(numbers.max()) if len(numbers) else 0
+    if largest >= 10**15:
+        return np.where(numbers > 10**15, numbers // 1000, numbers)
+    return np.where(numbers >= 0, numbers * 1000, numbers) if largest < 10**11 else numbers
+
+
+def _decimals(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Units of 1e-8 (``UNKNOWN`` for null) and printed decimals of numbers or decimal texts."""
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    texts = _blank_to_null(column) if is_text else column.cast(pa.string())
+    try:
+        exact = texts.cast(pa.decimal128(38, N_DECIMALS))
+    except pa.ArrowInvalid:
+        wide = texts.cast(pa.decimal256(76, 30))
+        exact = pc.round(wide, N_DECIMALS, round_mode="half_to_even").cast(pa.decimal128(38, N_DECIMALS))
+    if is_text:
+        dot = pc.find_substring(texts, ".")
+        decimals = pc.if_else(pc.less(dot, 0), 0, pc.subtract(pc.subtract(pc.utf8_length(texts), dot), 1))
+        decimals = pc.if_else(pc.match_substring_regex(texts, "[eE]"), N_DECIMALS, decimals)
+        shown = np.minimum(pc.fill_null(decimals, 0).to_numpy(zero_copy_only=False), N_DECIMALS).astype(
+            np.uint8
+        )
+    else:
+        shown = np.full(len(texts), N_DECIMALS, np.uint8)
+    exact = pc.fill_null(exact, pa.scalar(-1, pa.int64()).cast(pa.decimal128(38, N_DECIMALS)))
+    limbs = np.frombuffer(exact.buffers()[1], np.int64).reshape(-1, 2)
+    low, high = limbs[exact.offset : exact.offset + len(exact)].T
+    if (high == low >> 63).all():
+        return np.where(low < 0, UNKNOWN, low), shown
+    whole = [(int(h) << 64) + (int(part) & (2**64 - 1)) for h, part in zip(high, low, strict=True)]
+    return np.array([UNKNOWN if value < 0 else value for value in whole], object), shown
+
+
+def _blank_to_null(texts: pa.Array) -> pa.Array:
+    trimmed = pc.utf8_trim_whitespace(texts)
+    return pc.if_else(pc.equal(trimmed, ""), None, trimmed)

@@ -1,0 +1,1 @@
+"""Tests of crypto_assets; the tree mirrors the package."""

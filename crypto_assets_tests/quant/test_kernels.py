@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import talib
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crypto_assets.quant import kernels
+from crypto_assets_tests.quant.rasters import QUICK
+
+RNG_SHAPE = (400, 3)
+
+ROLLING = {
+    "sum": lambda x: kernels.rolling_sum(x, 30, 10),
+    "mean": lambda x: kernels.rolling_mean(x, 30, 10),
+    "sd": lambda x: kernels.rolling_sd(x, 30, 10),
+    "min": lambda x: kernels.rolling_min(x, 30, 10),
+    "max": lambda x: kernels.rolling_max(x, 30, 10),
+    "argmax": lambda x: kernels.rolling_argmax(x, 30, 10),
+    "correlation": lambda x: kernels.rolling_correlation(x, np.sqrt(np.abs(x)), 30, 10),
+    "rank": lambda x: kernels.ts_rank(x, 30, 10),
+    "zscore": lambda x: kernels.ts_zscore(x, 30, 10),
+    "ema": lambda x: kernels.ema(x, 3),
+    "wilder": lambda x: kernels.wilder(x, 2),
+}
+#: Rows before the current one that the kernels above may read.
+REACH = dict.fromkeys(ROLLING, 29) | {
+    "ema": kernels.average_lookback(2 / 4),
+    "wilder": kernels.average_lookback(1 / 2),
+}
+
+
+def noise(
+    seed: int, shape: tuple[int, int] = RNG_SHAPE, missing: float = 0.1, decimals: int = 2
+) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.normal(size=shape), decimals)
+    x[rng.random(shape) < missing] = np.nan
+    return x
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(((a.view(np.int64) == b.view(np.int64)) | (np.isnan(a) & np.isnan(b))).all())
+
+
+@pytest.mark.parametrize("bad", [np.zeros(5), np.zeros((2, 2, 2))])
+def test_a_kernel_refuses_anything_but_a_matrix(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="time x listing"):
+        kernels.rolling_sum(bad, 3, 1)
+
+
+@pytest.mark.parametrize("min_present", [0, 4])
+def test_a_kernel_refuses_a_minimum_outside_its_window(min_present: int) -> None:
+    with pytest.raises(ValueError, match="min_present"):
+        kernels.rolling_mean(np.zeros((5, 1)), 3, min_present)
+
+
+def test_a_correlation_refuses_matrices_of_different_shape() -> None:
+    with pytest.raises(ValueError, match="must be equal"):
+        kernels.rolling_correlation(np.zeros((5, 1)), np.zeros((5, 2)), 3, 3)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.5])
+def test_a_finite_average_refuses_weights_outside_its_range(alpha: float) -> None:
+    with pytest.raises(ValueError, match="must lie in"):
+        kernels.finite_average(np.zeros((5, 1)), alpha)
+
+
+def test_rolling_values_by_hand() -> None:
+    x = np.array([[1.0], [np.nan], [3.0], [8.0]])
+    assert kernels.rolling_sum(x, 3, 2)[2:].ravel().tolist() == [4.0, 11.0]
+    assert kernels.rolling_mean(x, 3, 2)[2:].ravel().tolist() == [2.0, 5.5]
+    assert kernels.rolling_sd(x, 3, 2)[2:].ravel() == pytest.approx([np.sqrt(2.0), np.sqrt(12.5)], rel=1e-15)
+    assert kernels.rolling_min(x, 3, 2)[2:].ravel().tolist() == [1.0, 3.0]
+    assert kernels.rolling_max(x, 3, 2)[2:].ravel().tolist() == [3.0, 8.0]
+    assert np.isnan(kernels.rolling_sum(x, 3, 2)[:2]).all()
+
+
+def test_infinities_count_as_missing() -> None:
+    x = np.array([[1.0], [np.inf], [3.0]])
+    assert kernels.rolling_sum(x, 3, 2).ravel()[2] == 4.0
+    assert np.isnan(kernels.rolling_sum(x, 3, 1).ravel()[1])
+
+
+def test_argmax_counts_from_the_oldest_row_and_takes_the_first_of_equals() -> None:
+    x = np.array([[1.0], [5.0], [5.0], [2.0], [5.0], [4.0]])
+    assert kernels.rolling_argmax(x, 3, 3)[2:].ravel().tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rolling_kernels_agree_with_pandas(seed: int) -> None:
+    x, y = noise(seed), noise(seed + 100)
+    frame, other = pd.DataFrame(x), pd.DataFrame(y)
+    rolling = frame.rolling(30, min_periods=10)
+    expected = {
+        "sum": rolling.sum(),
+        "mean": rolling.mean(),
+        "sd": rolling.std(),
+        "min": rolling.min(),
+        "max": rolling.max(),
+        "rank": rolling.rank(pct=True),
+        "zscore": (frame - rolling.mean()) / rolling.std(),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            ROLLING[name](x), values.where(frame.notna()), rtol=1e-9, atol=1e-11, err_msg=name
+        )
+    pairs = frame.where(other.notna()).rolling(30, min_periods=10).corr(other)
+    np.testing.assert_allclose(
+        kernels.rolling_correlation(x, y, 30, 10),
+        pairs.where(frame.notna() & other.notna()),
+        rtol=1e-9,
+        atol=1e-11,
+    )
+
+
+def test_a_rank_averages_ties_and_counts_only_what_is_present() -> None:
+    x = np.array([[2.0], [2.0], [np.nan], [2.0], [1.0], [3.0]])
+    assert kernels.ts_rank(x, 4, 3).ravel()[3:].tolist() == [2 / 3, 1 / 3, 1.0]
+
+
+def test_the_default_rank_needs_360_of_720_values() -> None:
+    x = np.arange(800.0)[:, None]
+    ranks = kernels.ts_rank(x).ravel()
+    assert np.isnan(ranks[:359]).all()
+    assert (ranks[359:] == 1.0).all()
+    assert kernels.ts_rank(-x).ravel()[-1] == 1 / 720
+
+
+def test_constants_have_an_exact_mean_no_deviation_and_no_zscore() -> None:
+    x = np.full((50, 2), 0.1)
+    assert (kernels.rolling_mean(x, 30, 10)[10:] == 0.1).all()
+    assert (kernels.rolling_sd(x, 30, 10)[10:] == 0.0).all()
+    assert np.isnan(kernels.ts_zscore(x, 30, 10)).all()
+    assert np.isnan(kernels.rolling_correlation(x, noise(1, (50, 2), 0.0), 30, 10)).all()
+    assert (kernels.ema(np.full((200, 1), 0.1), 5)[70:] == 0.1).all()
+
+
+def test_a_deviation_survives_a_level_a_billion_times_larger() -> None:
+    x = 1e9 + np.tile([[0.0], [1.0]], (50, 1))
+    assert kernels.rolling_sd(x, 10, 10)[20:].ravel() == pytest.approx(np.std([0, 1] * 5, ddof=1), rel=1e-12)
+
+
+@QUICK
+@given(
+    name=st.sampled_from(sorted(ROLLING)),
+    seed=st.integers(0, 10_000),
+    first=st.integers(100, 300),
+    length=st.integers(1, 100),
+    extra=st.integers(0, 3),
+    decimals=st.sampled_from([0, 1, 6]),
+)
+def test_every_kernel_has_the_same_bits_in_any_chunk(
+    name: str, seed: int, first: int, length: int, extra: int, decimals: int
+) -> None:
+    x = noise(seed, decimals=decimals)
+    x[120:150, 0] = np.nan
+    whole = ROLLING[name](x)[first : first + length]
+    begin = max(first - REACH[name], 0)
+    assert same_bits(whole, ROLLING[name](x[begin : first + length])[first - begin :])
+    wide = np.hstack([noise(seed + 1, (len(x), extra)), x])
+    assert same_bits(whole, ROLLING[name](wide)[first : first + length, extra:])
+
+
+def test_kernels_accept_empty_matrices() -> None:
+    for shape in ((0, 3), (5, 0), (0, 0)):
+        for name, kernel in ROLLING.items():
+            assert kernel(np.zeros(shape)).shape == shape, name
+        for kernel in (kernels.xs_zscore, kernels.xs_winsorise, kernels.xs_rank):
+            assert kernel(np.zeros(shape)).shape == shape
+
+
+def test_kernels_do_not_change_their_input() -> None:
+    x = noise(3)
+    before = x.copy()
+    for kernel in (*ROLLING.values(), kernels.xs_zscore, kernels.xs_winsorise, kernels.xs_rank):
+        kernel(x)
+    assert same_bits(x, before)
+
+
+def test_a_finite_average_equals_its_definition() -> None:
+    x = noise(5, (300, 1), missing=0.2)
+    alpha, k = 0.25, kernels.average_bars(0.25)
+    result = kernels.finite_average(x, alpha).ravel()
+    for t in range(150, 300):
+        window = x[t - k + 1 : t + 1, 0][::-1]
+        weights = np.where(np.isnan(window), 0.0, (1 - alpha) ** np.arange(k))
+        if np.isnan(x[t, 0]) or weights.sum() < 0.5 * ((1 - alpha) ** np.arange(k)).sum():
+            assert np.isnan(result[t])
+        else:
+            assert result[t] == pytest.approx(
+                np.nansum(weights * window) / weights.sum(), rel=1e-12, abs=1e-12
+            )
+
+
+def test_a_finite_average_needs_history_of_k_rows() -> None:
+    k = kernels.average_bars(2 / 6)
+    values = kernels.ema(np.arange(1.0, 200.0)[:, None], 5).ravel()
+    assert np.isnan(values[: k - 1]).all()
+    assert not np.isnan(values[k - 1 :]).any()
+
+
+def test_a_finite_average_is_missing_while_less_than_half_of_its_weight_is_present() -> None:
+    x = np.ones((300, 1))
+    x[200:220] = np.nan
+    values = kernels.wilder(x, 4).ravel()
+    # After a long gap the newest n rows weigh 1 - 0.75^n: half is passed with the third.
+    assert np.isnan(values[200:222]).all()
+    assert (values[222:] == 1.0).all()
+
+
+def test_averages_agree_with_ta_lib_after_warm_up() -> None:
+    prices = 100.0 * np.exp(np.cumsum(np.random.default_rng(7).normal(0, 0.01, 3000)))
+    warm = 3 * kernels.average_bars(2 / 49)
+    np.testing.assert_allclose(
+        kernels.ema(prices[:, None], 48).ravel()[warm:], talib.EMA(prices, 48)[warm:], rtol=1e-8
+    )
+
+
+def test_lagged_moves_rows_down() -> None:
+    x = np.array([[1.0], [2.0], [3.0]])
+    assert kernels.lagged(x, 1).ravel().tolist()[1:] == [1.0, 2.0]
+    assert np.isnan(kernels.lagged(x, 5)).all()
+
+
+def test_cross_sectional_ranks_and_zscores_by_hand() -> None:
+    x = np.array([[5.0, 1.0, np.nan, 1.0, 7.0, 9.0], [1.0, 2.0, np.nan, np.nan, 3.0, 4.0]])
+    ranks, z = kernels.xs_rank(x), kernels.xs_zscore(x)
+    assert ranks[0, [0, 1, 3, 4, 5]].tolist() == [0.5, 0.2, 0.2, 0.7, 0.9]
+    present = x[0, [0, 1, 3, 4, 5]]
+    assert z[0, [0, 1, 3, 4, 5]] == pytest.approx((present - present.mean()) / present.std(ddof=1), rel=1e-14)
+    assert np.isnan(ranks[1]).all() and np.isnan(z[1]).all()
+    assert np.isnan(ranks[0, 2]) and np.isnan(z[0, 2])
+
+
+def test_a_cross_section_of_equals_has_no_zscore() -> None:
+    assert np.isnan(kernels.xs_zscore(np.full((2, 7), 0.1))).all()
+
+
+def test_winsorising_clips_at_the_interpolated_quantiles_of_what_is_present() -> None:
+    x = np.array([[np.nan, *range(101)]], dtype=np.float64)
+    clipped = kernels.xs_winsorise(x)
+    assert np.isnan(clipped[0, 0])
+    assert (clipped[0, 1], clipped[0, 101]) == (1.0, 99.0)
+    few = np.array([[0.0, 10.0, np.nan]])
+    assert kernels.xs_winsorise(few)[0, :2] == pytest.approx([0.1, 9.9])
+    np.testing.assert_allclose(
+        [
+            kernels.xs_winsorise(noise(2, (1, 40), 0.0)).min(),
+            kernels.xs_winsorise(noise(2, (1, 40), 0.0)).max(),
+        ],
+        np.quantile(noise(2, (1, 40), 0.0), [0.01, 0.99]),
+        rtol=1e-12,
+    )
+
+
+@QUICK
+@given(seed=st.integers(0, 10_000), empty=st.integers(1, 9), rows=st.integers(1, 20))
+def test_empty_columns_and_other_rows_change_no_bit_of_a_cross_section(
+    seed: int, empty: int, rows: int
+) -> None:
+    x = noise(seed, (40, 11), missing=0.2, decimals=6)
+    rng = np.random.default_rng(seed)
+    places = np.sort(rng.integers(0, 12, empty))
+    wide = np.insert(x, places, np.nan, axis=1)
+    kept = ~np.isnan(np.insert(np.zeros_like(x), places, np.nan, axis=1)[0])
+    for kernel in (kernels.xs_zscore, kernels.xs_winsorise, kernels.xs_rank):
+        assert same_bits(kernel(x)[:rows], kernel(np.ascontiguousarray(wide[:rows]))[:, kept])

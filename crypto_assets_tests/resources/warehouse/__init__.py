@@ -1,0 +1,1 @@
+"""Tests of the warehouse; the modules mirror the package."""

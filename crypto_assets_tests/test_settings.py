@@ -1,0 +1,261 @@
+"""The settings refuse what they cannot use, and say file, key, value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date, time, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from crypto_assets.settings import FEATURE_COLUMNS, SettingsError, load_settings
+
+SHIPPED = Path(__file__).resolve().parents[1] / "platform.yaml"
+RAW: dict[str, Any] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+
+
+def copy_with(folder: Path, key: str, value: Any) -> Path:
+    raw = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    *parents, last = key.split(".")
+    at = raw
+    for part in parents:
+        at = at[int(part)] if isinstance(at, list) else at[part]
+    at[last] = value
+    path = folder / "platform.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, **environment: str) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, environment)
+    return str(caught.value)
+
+
+# key set, value, words that the message must hold besides the file
+BAD = {
+    "unknown key": ("colour", "blue", ["colour = 'blue'", "unknown key", "universe", "worlds"]),
+    "nested unknown key": ("costs.tax_bps", 3, ["costs.tax_bps = 3", "unknown key", "fee_bps, fill_wait"]),
+    "unknown key in a list": ("models.0.trees", 3, ["models.0.trees = 3", "unknown key", "train_weeks"]),
+    "wrong type": ("weights.train_weeks", "eight", ["weights.train_weeks = 'eight'", "valid integer"]),
+    "out of bounds": ("portfolio.max_weight", 1.5, ["portfolio.max_weight = 1.5", "less than or equal to 1"]),
+    "not a number": ("costs.fee_bps", float("nan"), ["costs.fee_bps = nan", "finite"]),
+    "infinite": ("portfolio.delta", float("inf"), ["portfolio.delta = inf", "finite"]),
+    "unknown base interval": (
+        "base_interval",
+        "7m",
+        ["base_interval = '7m'", "unknown interval", "1m, 3m, 5m"],
+    ),
+    "unknown rollup": (
+        "rollup_intervals",
+        ["1h", "9h"],
+        ["rollup_intervals", "unknown interval '9h'", "12h, 1d"],
+    ),
+    "rollup off the base": (
+        "base_interval",
+        "10m",
+        ["rollup_intervals: 5m is not a multiple of base_interval 10m"],
+    ),
+    "raster not rolled up": ("rollup_intervals", ["4h"], ["rollup_intervals must contain", "1h"]),
+    "raster not supported": ("raster_interval", "4h", ["raster_interval: 4h", "allowed: 1h"]),
+    "foreign listing": (
+        "listings",
+        [{"symbol": "LUNA/USDT", "listing_id": "LUNA/USDT#1"}],
+        ["listings: LUNA/USDT is not in the universe", "allowed: ADA/USDT, AVAX/USDT"],
+    ),
+    "foreign coin": ("coins", {"SHIB/USDT": "shiba-inu"}, ["coins: SHIB/USDT", "allowed: ADA/USDT"]),
+    "symbol with quote": ("universe.symbols", ["BTC/USDT"], ["universe.symbols.0 = 'BTC/USDT'", "pattern"]),
+    "symbol twice": ("universe.symbols", ["BTC", "ETH", "BTC"], ["universe.symbols", "named twice: BTC"]),
+    "unknown feature": (
+        "models.0.features",
+        ["rsi_7h"],
+        ["models.0.features", "unknown feature rsi_7h", "rsi_14h"],
+    ),
+    "unknown factor": ("factors.names", ["factor_009"], ["factors.names.0 = 'factor_009'", "'factor_001'"]),
+    "unknown algorithm": ("models.0.algorithm", "oracle", ["models.0.algorithm = 'oracle'", "'lightgbm'"]),
+    "model name twice": (
+        "models",
+        [RAW["models"][0]] * 2,
+        ["models: a name occurs twice", "sign_24h, sign_24h"],
+    ),
+    "nothing to train on": ("models.0.calibration_weeks", 8, ["models.0", "less than train_weeks"]),
+    "spans out of order": ("signals.ema_cross.short", 30, ["signals.ema_cross", "short (30)", "long (21)"]),
+    "quantiles out of order": (
+        "weights.factor_quantiles",
+        [0.5, 0.5],
+        ["weights.factor_quantiles", "increase"],
+    ),
+    "duration without unit": ("labels.horizon", 24, ["labels.horizon = 24", "such as 24h"]),
+    "empty horizon": ("labels.horizon", "0h", ["labels.horizon: 0:00:00", "multiple of 1h"]),
+    "horizon off the raster": ("labels.horizon", "90m", ["labels.horizon: 1:30:00", "multiple of 1h"]),
+    "time that YAML made a number": ("portfolio.decision_time", 780, ["decision_time = 780", "in quotes"]),
+    "time with a zone": ("simulation.now", "2024-03-27T13:00:00Z", ["simulation.now", "timezone"]),
+    "end before start": ("end", date(2020, 1, 1), ["end: 2020-01-01 is not after start 2023-11-06"]),
+    "environment in the file": ("environment", {"coingecko_pro_key": "x"}, ["environment: unknown key"]),
+    "overlay of no world": ("worlds", {"mars": {}}, ["worlds", "'mars'", "synthetic, recorded, live"]),
+    "overlay that is no section": ("worlds", {"synthetic": 5}, ["worlds.synthetic: 5", "keys and values"]),
+    "bad world": ("world", "paper", ["world: 'paper'", "allowed: synthetic, recorded, live"]),
+}
+
+
+@pytest.mark.parametrize(("key", "value", "words"), BAD.values(), ids=list(BAD))
+def test_bad_input_names_file_key_value_and_what_is_allowed(
+    tmp_path: Path, key: str, value: Any, words: list[str]
+) -> None:
+    path = copy_with(tmp_path, key, value)
+    message = refusal(path)
+    assert message.startswith(str(path))
+    assert [word for word in words if word not in message] == []
+
+
+def test_every_offence_is_named_at_once(tmp_path: Path) -> None:
+    path = copy_with(tmp_path, "costs", {"fee_bps": -1, "slippage_bps": 5, "fill_wait": "6h", "tip": 1})
+    lines = refusal(path).splitlines()
+    assert [line.split(": ")[1].split(" = ")[0] for line in lines] == [
+        "costs.fee_bps",
+        "costs.death_after",
+        "costs.tip",
+    ]
+    assert lines[1] == f"{path}: costs.death_after: is missing"
+
+
+def test_a_missing_file_says_which_variable_points_to_it(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "nowhere.yaml")
+    assert str(tmp_path / "nowhere.yaml") in message
+    assert "CRYPTO_ASSETS_CONFIG" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"world: [", "is not valid YAML"),
+        (b"- a\n- b\n", "must hold keys and values, not list"),
+        (b"", "must hold keys and values, not NoneType"),
+        (b"world: \xff\xfe", "is not UTF-8 text"),
+    ],
+    ids=["broken", "a list", "empty", "binary"],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes, word: str) -> None:
+    path = tmp_path / "platform.yaml"
+    path.write_bytes(content)
+    message = refusal(path)
+    assert message.startswith(f"{path}: ")
+    assert word in message
+
+
+def test_a_bad_world_from_the_environment_names_the_variable() -> None:
+    message = refusal(SHIPPED, CRYPTO_ASSETS_WORLD="paper")
+    assert message.startswith("CRYPTO_ASSETS_WORLD: 'paper'")
+    assert "synthetic, recorded, live" in message
+
+
+def test_a_bad_warehouse_section_is_refused_even_when_the_environment_names_the_folder(
+    tmp_path: Path,
+) -> None:
+    message = refusal(copy_with(tmp_path, "warehouse", "data"), CRYPTO_ASSETS_DATA="elsewhere")
+    assert "warehouse = 'data'" in message
+
+
+def test_the_recorded_world_needs_its_section(tmp_path: Path) -> None:
+    path = copy_with(tmp_path, "worlds", {})
+    assert "simulation.recorded is missing" in refusal(path, CRYPTO_ASSETS_WORLD="recorded")
+
+
+@pytest.mark.parametrize("world", ["synthetic", "recorded", "live"])
+def test_the_shipped_file_is_valid_in_every_world(world: str) -> None:
+    loaded = load_settings(SHIPPED, {"CRYPTO_ASSETS_WORLD": world})
+    assert loaded.world == world
+    assert loaded.warehouse.folder == SHIPPED.parent / "data" / world
+
+
+def test_an_overlay_changes_its_keys_and_nothing_beside_them() -> None:
+    plain, recorded = (
+        load_settings(SHIPPED, {"CRYPTO_ASSETS_WORLD": world}) for world in ("synthetic", "recorded")
+    )
+    assert (plain.base_interval, recorded.base_interval) == ("1m", "1h")
+    assert "LUNA/USDT" in recorded.universe.markets
+    assert "LUNA/USDT" not in plain.universe.markets
+    assert recorded.universe.min_turnover_quote == plain.universe.min_turnover_quote
+    assert recorded.simulation.synthetic == plain.simulation.synthetic
+    assert recorded.simulation.recorded is not None
+    assert recorded.simulation.recorded.folder == SHIPPED.parent / "../shared/recorded"
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    loaded = load_settings(
+        SHIPPED,
+        {
+            "CRYPTO_ASSETS_WORLD": "live",
+            "CRYPTO_ASSETS_DATA": str(tmp_path / "{world}"),
+            "CRYPTO_ASSETS_EXCHANGE_URL": "http://exchange.example",
+            "CRYPTO_ASSETS_COINGECKO_URL": "http://coins.example",
+        },
+    )
+    assert loaded.world == "live"
+    assert loaded.start == date(2024, 1, 1)
+    assert loaded.warehouse.folder == tmp_path / "live"
+    assert loaded.exchange_url == "http://exchange.example"
+    assert loaded.coingecko_url == "http://coins.example"
+
+
+def test_the_config_variable_names_the_file(tmp_path: Path) -> None:
+    path = copy_with(tmp_path, "costs.fee_bps", 77)
+    assert load_settings(environment={"CRYPTO_ASSETS_CONFIG": str(path)}).costs.fee_bps == 77
+
+
+def test_a_file_in_the_working_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_with(tmp_path, "costs.fee_bps", 77)
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(environment={}).costs.fee_bps == 77
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_settings(environment={}).costs.fee_bps == RAW["costs"]["fee_bps"]
+
+
+def test_only_the_live_world_leaves_the_machine() -> None:
+    simulated = load_settings(SHIPPED, {})
+    live = load_settings(SHIPPED, {"CRYPTO_ASSETS_WORLD": "live"})
+    assert simulated.exchange_url == f"http://127.0.0.1:{simulated.simulation.port}"
+    assert simulated.coingecko_url == f"http://127.0.0.1:{simulated.simulation.port}/coingecko/api/v3/"
+    assert (live.exchange_url, live.coingecko_url) == (None, None)
+    assert (simulated.last_day, live.last_day) == (date(2024, 3, 28), None)
+
+
+SECRETS = {"COINGECKO_DEMO_API_KEY": "demo-s3cret", "COINGECKO_PRO_API_KEY": "pro-s3cret"}
+
+
+@pytest.mark.parametrize("show", [repr, str, "{}".format], ids=["repr", "str", "format"])
+def test_secrets_are_kept_but_not_shown(show: Callable[[Any], str]) -> None:
+    loaded = load_settings(SHIPPED, {**SECRETS, "CRYPTO_ASSETS_EXCHANGE_URL": "http://user:s3cret@exchange"})
+    assert loaded.environment.coingecko_demo_key == "demo-s3cret"
+    assert loaded.environment.coingecko_pro_key == "pro-s3cret"
+    assert "s3cret" not in show(loaded) + show(loaded.environment)
+
+
+def test_secrets_are_not_shown_by_a_refusal(tmp_path: Path) -> None:
+    for key, value in (("end", date(2020, 1, 1)), ("colour", "blue"), ("universe", {})):
+        assert "s3cret" not in refusal(copy_with(tmp_path, key, value), **SECRETS)
+
+
+def test_settings_are_frozen() -> None:
+    loaded = load_settings(SHIPPED, {})
+    for section, name in ((loaded, "world"), (loaded.costs, "fee_bps"), (loaded.models[0], "train_weeks")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, name, getattr(section, name))
+
+
+def test_derived_values_follow_from_the_file() -> None:
+    loaded = load_settings(SHIPPED, {})
+    assert loaded.universe.markets[0] == "ADA/USDT"
+    assert {"USDT", "WBTC"} <= set(loaded.universe.excluded_bases)
+    assert loaded.labels.horizon == timedelta(hours=24)
+    assert loaded.labels.horizon_name == "24h"
+    assert loaded.portfolio.decision_time == time(1)
+    assert (loaded.bars_per_day, loaded.rebalance_bars) == (24, 24)
+
+
+def test_a_model_without_features_uses_every_feature_column(tmp_path: Path) -> None:
+    model = {key: value for key, value in RAW["models"][0].items() if key != "features"}
+    assert load_settings(copy_with(tmp_path, "models", [model]), {}).models[0].features == FEATURE_COLUMNS
