@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,9 +204,7 @@ def _show_holdings(settings: Settings) -> None:
 def _be_quiet() -> None:
     # The progress bar is the demo's log; Dagster's own goes to its home folder.
     os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "100")
-    logging.getLogger("dagster").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", message=".*allow_nonexistent_upstream_partitions.*")
-    warnings.filterwarnings("ignore", message=".*is currently in beta.*")
+    logging.disable(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""The layering rules of docs/architecture.md, each one a test."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from crypto_assets.definitions import STAGES, defs
+from crypto_assets.schemas import TABLES
+
+PACKAGE = Path(__file__).resolve().parents[1] / "crypto_assets"
+GRAPH = defs.resolve_asset_graph()
+KEYS = sorted(GRAPH.get_all_asset_keys())
+ORDER = {stage: position for position, stage in enumerate(STAGES)}
+WORLDS = [
+    "world",
+    "bars",
+    "synthetic",
+    "synthetic_days",
+    "recorded",
+    "dialects",
+    "render",
+    "binance",
+    "coingecko",
+]
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (PACKAGE / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def names_used(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
+
+
+def calls(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def begins_with_any(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+PURE = modules("quant") + [PACKAGE / "simulation" / f"{name}.py" for name in WORLDS]
+IMPURE = ("dagster", "duckdb", "dbt", "ccxt", "pycoingecko", "os", "time", "requests", "aiohttp", "random")
+
+
+@pytest.mark.parametrize("path", PURE, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_quant_and_worlds_touch_no_orchestrator_database_network_clock_or_environment(path: Path) -> None:
+    assert not [name for name in imports(path) if begins_with_any(name, IMPURE)]
+    assert not calls(path) & {"datetime.now", "date.today", "datetime.utcnow", "pd.Timestamp.now", "open"}
+    assert "os.environ" not in names_used(path)
+
+
+@pytest.mark.parametrize("path", modules("assets"), ids=lambda path: path.name)
+def test_assets_never_import_each_other_nor_a_database_nor_a_client(path: Path) -> None:
+    forbidden = ("crypto_assets.assets", "duckdb", "ccxt", "pycoingecko", "requests")
+    assert not [name for name in imports(path) if begins_with_any(name, forbidden)]
+
+
+@pytest.mark.parametrize("path", modules("assets"), ids=lambda path: path.name)
+def test_asset_bodies_stay_short_and_loop_over_no_rows(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            statements = [inner for inner in ast.walk(node) if isinstance(inner, ast.stmt)]
+            assert len(statements) <= 25, f"{path.name}: {node.name} has {len(statements)} statements"
+            assert not names_used(path) & {"iterrows", "itertuples"}
+
+
+@pytest.mark.parametrize("path", modules("resources"), ids=lambda path: path.name)
+def test_resources_never_import_assets_or_quant(path: Path) -> None:
+    assert not [
+        name
+        for name in imports(path)
+        if begins_with_any(name, ("crypto_assets.assets", "crypto_assets.quant"))
+    ]
+
+
+def test_only_partitions_builds_partition_definitions_and_only_definitions_builds_definitions() -> None:
+    for path in modules("."):
+        called = names_used(path)
+        if path.name != "partitions.py":
+            assert not {
+                name for name in called if name.endswith("PartitionsDefinition") and name.startswith("dg.")
+            }
+        if path.name != "definitions.py":
+            assert "dg.Definitions" not in called or path.name == "runs.py"
+
+
+def test_only_settings_reads_the_environment() -> None:
+    # dbt takes its window and Dagster its home from variables that their callers set; both only write them.
+    writers = {"dbt.py", "cli.py"}
+    readers = {path.name for path in modules(".") if "os.environ" in names_used(path)}
+    assert readers - writers == {"settings.py"}
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.to_user_string())
+def test_every_asset_has_contract_group_kind_and_docstring(key: dg.AssetKey) -> None:
+    node = GRAPH.get(key)
+    stage, table = key.path
+    assert f"{stage}/{table}" in TABLES
+    assert node.group_name == stage
+    assert node.kinds
+    assert (node.description or "").startswith("One row per")
+
+
+def test_every_contract_has_an_asset() -> None:
+    assert {"/".join(key.path) for key in KEYS} == set(TABLES)
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.to_user_string())
+def test_parents_belong_to_the_same_or_an_earlier_stage(key: dg.AssetKey) -> None:
+    for parent in GRAPH.get(key).parent_keys:
+        assert ORDER[parent.path[0]] <= ORDER[key.path[0]], f"{parent} feeds {key}"
+
+
+def offsets(key: dg.AssetKey, parent: dg.AssetKey) -> tuple[int, int]:
+    mapping = GRAPH.get(key).partition_mappings.get(parent)
+    return (getattr(mapping, "start_offset", 0), getattr(mapping, "end_offset", 0))
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.to_user_string())
+def test_labels_alone_look_ahead_and_fits_read_history_alone(key: dg.AssetKey) -> None:
+    for parent in GRAPH.get(key).parent_keys:
+        start, end = offsets(key, parent)
+        if key.path[0] == "labels":
+            continue
+        assert end <= 0, f"{key} looks ahead at {parent}"
+        if TABLES["/".join(key.path)].clock == "weekly":
+            assert start < 0 and end == -1, f"{key} must read {parent} through history()"
+
+
+def test_labels_feed_fits_alone() -> None:
+    fits = {key for key in KEYS if TABLES["/".join(key.path)].clock == "weekly"}
+    readers = {
+        key for key in KEYS if any(parent.path[0] == "labels" for parent in GRAPH.get(key).parent_keys)
+    }
+    assert readers <= fits
