@@ -64,7 +64,7 @@ BAD = {
     "foreign listing": (
         "listings",
         [{"symbol": "LUNA/USDT", "listing_id": "LUNA/USDT#1"}],
-        ["listings: LUNA/USDT is not in the universe", "allowed: ADA/USDT, AVAX/USDT"],
+        ["listings: LUNA/USDT is not in the universe", "allowed: ADA/USDT, ARB/USDT, AVAX/USDT"],
     ),
     "foreign coin": ("coins", {"SHIB/USDT": "shiba-inu"}, ["coins: SHIB/USDT", "allowed: ADA/USDT"]),
     "symbol with quote": ("universe.symbols", ["BTC/USDT"], ["universe.symbols.0 = 'BTC/USDT'", "pattern"]),
