@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from crypto_assets import local
 from crypto_assets.settings import PREFIX, Settings, SettingsError, current_settings
 
 app = typer.Typer(
@@ -28,14 +26,12 @@ app = typer.Typer(
 )
 console = Console()
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def main() -> None:
     """Entry point: errors that name what to do are printed as such, without a traceback."""
     try:
         app()
-    except SettingsError as error:
+    except (SettingsError, local.LocalError) as error:
         console.print(str(error), style="red", markup=False)
         sys.exit(2)
 
@@ -63,15 +59,31 @@ def demo() -> None:
             f"The demo needs a simulated world; set {PREFIX}WORLD to synthetic or recorded.", style="red"
         )
         raise typer.Exit(2)
-    home = ROOT / ".dagster" / settings.world
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
-    os.environ["DAGSTER_HOME"] = str(home)
-    with _market(settings):
+    os.environ["DAGSTER_HOME"] = str(local.dagster_home(settings))
+    with local.stopped_by_signals(), _market(settings):
         succeeded = _materialize_all()
     if not succeeded:
         raise typer.Exit(1)
     _show_holdings(settings)
+
+
+@app.command()
+def run(
+    port: Annotated[int, typer.Option(help="port of the web UI on loopback")] = 3000,
+) -> None:
+    """Open the web UI, with the simulated market behind it in a simulated world; Ctrl-C stops both."""
+    settings = current_settings()
+    os.environ["DAGSTER_HOME"] = str(local.dagster_home(settings))
+    with local.stopped_by_signals(), suppress(KeyboardInterrupt), ExitStack() as stack:
+        stack.enter_context(_market(settings))
+        with console.status("opening the web UI (about 20 s)"):
+            ui = stack.enter_context(local.web_ui(port))
+        console.print(
+            f"World {settings.world}, warehouse {settings.warehouse.folder}\n"
+            f"Lineage: http://{local.HOST}:{port}/asset-groups (Alt+E expands the groups). Ctrl-C stops it.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(ui.wait())
 
 
 def simulated_world(settings: Settings) -> Any:
@@ -102,44 +114,17 @@ def simulated_world(settings: Settings) -> Any:
         start,
         end,
         settings.base_interval,
+        drift_frac=chosen.synthetic.drift_frac,
         story_days=(end - start) // DAY_MS,
     )
 
 
 @contextmanager
 def _market(settings: Settings) -> Generator[None]:
-    # A process of its own: serving and downloading then share two cores.
-    import urllib.request
-
-    command = [sys.executable, "-m", "crypto_assets.cli", "market"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
+    with ExitStack() as stack:
         with console.status("opening the simulated market"):
-            _wait_for(f"{settings.exchange_url}/api/v3/ping", server, urllib.request)
+            stack.enter_context(local.market(settings))
         yield
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes], requests: Any) -> None:
-    import time
-    from urllib.error import URLError
-
-    for _ in range(600):
-        if server.poll() is not None:
-            console.print(
-                "The simulated market stopped; is its port in use? Set simulation.port in platform.yaml.",
-                style="red",
-            )
-            raise typer.Exit(1)
-        try:
-            with requests.urlopen(address, timeout=5):
-                return
-        except (URLError, OSError):
-            time.sleep(0.1)
-    console.print(f"The simulated market did not answer at {address} within a minute.", style="red")
-    raise typer.Exit(1)
 
 
 def _materialize_all() -> bool:

@@ -254,6 +254,7 @@ class Synthetic(_Section):
     """The seeded world."""
 
     seed: int
+    drift_frac: float = Field(default=0.004, ge=0, lt=0.1)
 
 
 class Recorded(_Section):
