@@ -1,0 +1,149 @@
+"""Processes on this machine: the simulated market, Dagster's web UI and Dagster's home folder.
+
+Here: starting them, waiting until they answer, stopping them. Not here: what they serve (``simulation``,
+``definitions``) and what is printed (``cli``). The command line imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from urllib.error import HTTPError
+
+from crypto_assets.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = "127.0.0.1"
+START_S = 180
+STOP_S = 20
+
+
+class LocalError(RuntimeError):
+    """A process could not be started; the message says what to do."""
+
+
+def dagster_home(settings: Settings) -> Path:
+    """The folder in which Dagster remembers runs of one warehouse, made ready with the project's ``dagster.yaml``.
+
+    It lies inside the warehouse folder: what Dagster believes to be materialized and what is stored are moved and
+    removed together.
+    """
+    home = settings.warehouse.folder / ".dagster"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
+    except OSError as error:
+        raise LocalError(
+            f"{home}: cannot be written ({error.strerror}); set warehouse.folder in platform.yaml or "
+            "CRYPTO_ASSETS_DATA to a folder of yours"
+        ) from error
+    return home
+
+
+@contextmanager
+def market(settings: Settings) -> Generator[None]:
+    """The simulated exchange and CoinGecko as a process of their own; nothing where another address is set.
+
+    Raises
+    ------
+    LocalError
+        If the port is taken or the process does not answer.
+    """
+    if not settings.simulated or settings.environment.exchange_url:
+        yield
+        return
+    port = settings.simulation.port
+    _require_free(port, "simulation.port in platform.yaml")
+    # A process of its own: serving and downloading then share two cores.
+    command = [sys.executable, "-m", "crypto_assets.cli", "market"]
+    with _serving("the simulated market", command, f"http://{HOST}:{port}/api/v3/ping"):
+        yield
+
+
+@contextmanager
+def web_ui(port: int) -> Generator[subprocess.Popen[bytes]]:
+    """Dagster's web UI and daemon on a loopback port; ``DAGSTER_HOME`` must be set.
+
+    Raises
+    ------
+    LocalError
+        If the port is taken or the process does not answer.
+    """
+    _require_free(port, "another port with --port (make run PORT=3001)")
+    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", HOST, "-p", str(port)]
+    command += ["--log-level", "warning", "--code-server-log-level", "warning"]
+    with _serving("the web UI", command, f"http://{HOST}:{port}/server_info") as process:
+        yield process
+
+
+@contextmanager
+def stopped_by_signals() -> Generator[None]:
+    """Make SIGTERM and a closed terminal end the block as Ctrl-C does, so that processes are stopped on the way out."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _require_free(port: int, remedy: str) -> None:
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        raise LocalError(
+            f"port {port} is in use ({error.strerror}), perhaps by another demo or run; stop that, or set {remedy}"
+        ) from error
+
+
+@contextmanager
+def _serving(name: str, command: Sequence[str], address: str) -> Generator[subprocess.Popen[bytes]]:
+    # A session of its own: Ctrl-C then reaches this process alone, and each child is told once, in order.
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        _wait_for(name, process, address)
+        yield process
+    finally:
+        _stop(process)
+
+
+def _wait_for(name: str, process: subprocess.Popen[bytes], address: str) -> None:
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise LocalError(
+                f"{name} stopped while starting, with exit code {process.returncode}; see above for why"
+            )
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except HTTPError as error:
+            raise LocalError(
+                f"{name} answers {address} with {error.code}; is another program on that port?"
+            ) from error
+        except OSError:
+            time.sleep(0.1)
+    raise LocalError(f"{name} did not answer at {address} within {START_S} s")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
