@@ -223,7 +223,7 @@ class Portfolio(_Section):
     delta: float = Field(gt=0)
     tau: float = Field(gt=0)
     max_weight: float = Field(gt=0, le=1)
-    max_cap_age_days: Positive
+    max_cap_age_days: int = Field(ge=1, le=3)  # the raster carries no older cap
     min_cap_coverage: Fraction
     view_weeks: Positive
     min_view_pairs: Positive

@@ -8,6 +8,7 @@ import it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,19 @@ class DbtResource(dg.ConfigurableResource):
             **interval_controls(
                 settings.venue, settings.base_interval, settings.rollup_intervals, settings.raster_interval
             ),
-            "listings": listing_control(_lives(settings)),
+            "listings": listing_control(lives_of(settings)),
             "days": watermark_control({day: known.get(day) for _, day, _ in keys_of("daily", *window)}),
         }
         rows = run_dbt(warehouse.lake, names, *window, controls)
         publisher = Publisher(Path(self.folder))
-        for key in sorted(context.selected_asset_keys):
-            spec = context.assets_def.specs_by_key[key]
+        specs = context.assets_def.specs_by_key
+        # Dagster refuses a model that is reported before its parent of the same step.
+        parents = {
+            key: sorted({dep.asset_key for dep in specs[key].deps} & context.selected_asset_keys)
+            for key in sorted(context.selected_asset_keys)
+        }
+        for key in TopologicalSorter(parents).static_order():
+            spec = specs[key]
             stored = publisher.publish(spec, rows["/".join(key.path)], context.run_id, window)
             yield dg.MaterializeResult(asset_key=key, metadata=report(context, key, stored))
         # A data test that fails stops run_dbt, so whatever is left to report has passed.
@@ -78,7 +85,8 @@ class DbtResource(dg.ConfigurableResource):
             yield dg.AssetCheckResult(passed=True, asset_key=check.asset_key, check_name=check.name)
 
 
-def _lives(settings: Settings) -> list[dict[str, Any]]:
+def lives_of(settings: Settings) -> list[dict[str, Any]]:
+    """Lives of every symbol of the universe: as declared in the settings, else one without bounds."""
     declared = [listing.model_dump(exclude={"known_at"}) for listing in settings.listings]
     several = {listing.symbol for listing in settings.listings}
     single = [

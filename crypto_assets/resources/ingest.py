@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -80,10 +81,14 @@ class _Series:
             self.next_start = page.covered_until
 
     def take(self, tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table:
-        rows = pa.concat_tables([KLINE_SCHEMA.empty_table(), *tables])
-        inside = pc.and_(pc.greater_equal(rows["ts"], start), pc.less(rows["ts"], end))
-        tables[:] = [rows.filter(pc.greater_equal(rows["ts"], end))]
-        return rows.filter(inside)
+        if not tables:
+            return KLINE_SCHEMA.empty_table()
+        # Pages come in order of time, so a day is a slice.
+        rows = pa.concat_tables(tables)
+        left, right = np.searchsorted(rows["ts"].to_numpy(), np.array([start, end], "datetime64[us]"))
+        later = rows.slice(right)
+        tables[:] = [later] if later.num_rows else []
+        return rows.slice(left, right - left)
 
 
 def kline_pieces(

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from crypto_assets.resources.warehouse.catalog import Catalog
 from crypto_assets.resources.warehouse.conform import ContractError, conform
-from crypto_assets.resources.warehouse.lake import (
-    Lake,
-    PartitionStream,
-    Provenance,
-    SeriesCoverage,
-    WarehouseError,
-)
+from crypto_assets.resources.warehouse.files import WarehouseError
+from crypto_assets.resources.warehouse.lake import Lake, PartitionStream, Provenance, SeriesCoverage
 
 __all__ = [
     "Catalog",

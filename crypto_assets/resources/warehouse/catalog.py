@@ -17,7 +17,8 @@ from uuid import uuid4
 
 import duckdb
 
-from crypto_assets.resources.warehouse.lake import Lake, WarehouseError, memory_connection
+from crypto_assets.resources.warehouse.files import WarehouseError, unwritable
+from crypto_assets.resources.warehouse.lake import Lake, memory_connection
 from crypto_assets.schemas import TABLES, Table
 
 CATALOGUE = "warehouse.duckdb"
@@ -66,8 +67,9 @@ class Catalog:
         Raises
         ------
         WarehouseError
-            If the folder cannot be written.
+            If the folder cannot be written, or something that is not ours lies at the path.
         """
+        self.require_ours()
         statements = self.statements()
         name = hashlib.sha256(";".join(statements).encode()).hexdigest()[:16]
         try:
@@ -75,15 +77,26 @@ class Catalog:
             with (self.generations / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 present = self.path.resolve() if self.path.is_symlink() and self.path.exists() else None
-                if present and present.name.startswith(name) and not _disturbed(present):
+                if present and present.name.startswith(name) and _sound(present) and not _disturbed(present):
                     return False
                 self._build(self.generations / f"{name}-{uuid4().hex[:8]}.duckdb", statements)
                 self._remove_unused()
         except OSError as error:
-            raise WarehouseError(
-                f"{self.path}: cannot be written ({error.strerror}); check the folder's permissions"
-            ) from error
+            raise unwritable(self.path, error) from error
         return True
+
+    def require_ours(self) -> None:
+        """Refuse to work where the catalogue's place is taken.
+
+        Raises
+        ------
+        WarehouseError
+            If something else than our link lies at the path.
+        """
+        if self.path.exists() and not self.path.is_symlink():
+            raise WarehouseError(
+                f"{self.path}: is not the link to a catalogue that this program makes; move it away and run again"
+            )
 
     def _build(self, generation: Path, statements: list[str]) -> None:
         connection = duckdb.connect(str(generation), config={"autoinstall_known_extensions": "false"})
@@ -113,6 +126,12 @@ class Catalog:
         directory = self.lake.directory(table).resolve()
         pattern = directory / ("part-*.parquet" if table.clock == "none" else "date=*/part-*.parquet")
         return f"select {columns} from read_parquet({_literal(str(pattern))}, hive_partitioning = false)"
+
+
+def _sound(generation: Path) -> bool:
+    # A DuckDB file bears its name after the checksum of its first block.
+    with generation.open("rb") as file:
+        return file.read(12)[8:] == b"DUCK"
 
 
 def _disturbed(generation: Path) -> bool:

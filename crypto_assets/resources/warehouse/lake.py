@@ -9,14 +9,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -24,15 +22,12 @@ import pyarrow.parquet as pq
 
 from crypto_assets.intervals import from_ms, to_ms
 from crypto_assets.resources.warehouse.conform import conform, content_hash
+from crypto_assets.resources.warehouse.files import WarehouseError, unwritable, write_durably
 from crypto_assets.resources.warehouse.ledger import Ledger, revisions_between
 from crypto_assets.schemas import TABLES, Table
 
 _METADATA_KEY = b"crypto_assets"
 _FILE = "part-0.parquet"
-
-
-class WarehouseError(RuntimeError):
-    """The warehouse cannot be read or written; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +253,8 @@ class Lake:
         ------
         WarehouseError
             If a file cannot be read.
+        ValueError
+            If the condition cannot be used.
         """
         stored = self.partitions(table)
         wanted = stored if partitions is None else sorted(set(partitions) & set(stored))
@@ -273,7 +270,9 @@ class Lake:
         with memory_connection() as connection:
             try:
                 result = connection.execute(query, [files]).to_arrow_table()
-            except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
+            except duckdb.Error as error:
+                if where and isinstance(error, duckdb.BinderException | duckdb.ParserException):
+                    raise ValueError(f"{table.name}: condition {where!r} cannot be used: {error}") from error
                 raise WarehouseError(
                     f"{self.directory(table)}: a partition cannot be read ({str(error).splitlines()[0]}); "
                     "move the named file away and materialize its partition again"
@@ -336,14 +335,12 @@ class Lake:
             if before is not None:
                 stored = self.read(table, [partition])
                 revised = revisions_between(table, stored, fresh, partition, seen_at)
-                with self._writing_ledger():
-                    self.ledger.add_revisions(table, revised)
+                self.ledger.add_revisions(table, partition, revised)
                 rows = conform(_anti_join_union(stored, fresh, table.key), table, window)
                 coverage = _by_series((*before.coverage, *piece.coverage))
                 watermark = max(filter(None, (before.watermark, watermark)), default=None)
             if piece.anomalies is not None:
-                with self._writing_ledger():
-                    self.ledger.add_anomalies(piece.anomalies)
+                self.ledger.add_anomalies(table, partition, piece.anomalies)
             merged = replace(
                 provenance, coverage=tuple(coverage[name] for name in sorted(coverage)), watermark=watermark
             )
@@ -359,43 +356,10 @@ class Lake:
     def _write(
         self, table: Table, partition: str | None, rows: pa.Table, provenance: Provenance
     ) -> Provenance:
-        path = self.path(table, partition)
         done = replace(provenance, rows=rows.num_rows, content_hash=content_hash(rows))
-        temporary = path.with_name(f".tmp-{uuid4().hex}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The partition's lock is held: whatever lies here under such a name was left by a killed writer.
-            for leftover in path.parent.glob(".tmp-*"):
-                leftover.unlink()
-            with temporary.open("wb") as file:
-                pq.write_table(
-                    rows.replace_schema_metadata({_METADATA_KEY: done.to_json()}),
-                    file,
-                    compression="zstd",
-                    row_group_size=122_880,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_directory(path.parent)
-        except OSError as error:
-            # Where the folder itself could not be made, there is nothing to remove.
-            with suppress(OSError):
-                temporary.unlink()
-            raise WarehouseError(
-                f"{path}: cannot be written ({error.strerror}); check the folder's permissions and free space"
-            ) from error
+        with_provenance = rows.replace_schema_metadata({_METADATA_KEY: done.to_json()})
+        write_durably(with_provenance, self.path(table, partition))
         return done
-
-    @contextmanager
-    def _writing_ledger(self) -> Generator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise WarehouseError(
-                f"{self.ledger.folder}: cannot be written ({error.strerror}); "
-                "check the folder's permissions and free space"
-            ) from error
 
     @contextmanager
     def _locked(self, table: Table, partition: str | None) -> Generator[None]:
@@ -404,9 +368,7 @@ class Lake:
             lock.parent.mkdir(parents=True, exist_ok=True)
             handle = lock.open("w")
         except OSError as error:
-            raise WarehouseError(
-                f"{self.folder}: cannot be written ({error.strerror}); check the folder's permissions"
-            ) from error
+            raise unwritable(self.folder, error) from error
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -449,14 +411,6 @@ def _anti_join_union(stored: pa.Table, fresh: pa.Table, key: Sequence[str]) -> p
         else stored
     )
     return pa.concat_tables([kept.select(stored.column_names), fresh])
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _quoted(name: str) -> str:

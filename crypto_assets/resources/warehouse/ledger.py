@@ -1,22 +1,23 @@
 """The ledger: what sources changed after we had stored it, and rows that were kept out of the tables.
 
-Batches are files named by their content, written before the data they explain; writing one twice changes nothing, so
-a kill between ledger and data loses and doubles nothing. ``assets/quality.py`` publishes it as tables.
+Batches are numbered files in a folder of their partition, written before the data they explain; what is recorded
+already is not recorded again, so a kill between ledger and data loses and doubles nothing. ``assets/quality.py``
+publishes it as tables.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crypto_assets.resources.warehouse.conform import conform
+from crypto_assets.resources.warehouse.files import write_durably
 from crypto_assets.schemas import TABLES, Table
 
 REVISIONS = TABLES["quality/revisions"]
@@ -24,54 +25,69 @@ ANOMALIES = TABLES["quality/anomalies"]
 
 
 class Ledger:
-    """Append-only batches under one folder."""
+    """Append-only batches under one folder; a caller holds the lock of the partition that it adds to."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def add_revisions(self, table: Table, rows: pa.Table) -> None:
-        """Record revisions of one table; a batch with the same changes is recorded once, whenever it was seen."""
-        self._add(
-            f"revisions/{table.stage}/{table.table}",
-            rows,
-            identity=[name for name in rows.column_names if name != "seen_at"],
-        )
+    def add_revisions(self, table: Table, partition: str, rows: pa.Table) -> None:
+        """Record revisions of one partition; a change that is the newest one recorded of its value is known."""
+        folder = self._folder("revisions", table, partition)
+        newest = {
+            (row["row_key"], row["column_name"]): (row["old_value"], row["new_value"])
+            for batch in _batches(folder)
+            for row in batch.to_pylist()
+        }
+        fresh = [
+            newest.get((row["row_key"], row["column_name"])) != (row["old_value"], row["new_value"])
+            for row in rows.to_pylist()
+        ]
+        _add(folder, rows.filter(pa.array(fresh, pa.bool_())))
 
-    def add_anomalies(self, rows: pa.Table) -> None:
-        """Record anomalies, columns as in quality/anomalies; each row once."""
-        self._add("anomalies", rows, identity=rows.column_names)
+    def add_anomalies(self, table: Table, partition: str, rows: pa.Table) -> None:
+        """Record anomalies of one partition, columns as in quality/anomalies; each row once.
+
+        Raises
+        ------
+        ContractError
+            If the rows do not fit quality/anomalies.
+        """
+        folder = self._folder("anomalies", table, partition)
+        known = _once(_batches(folder), ANOMALIES)
+        every = _once([known, rows], ANOMALIES)
+        if every.num_rows > known.num_rows:
+            _add(folder, rows)
 
     def revisions(self) -> pa.Table:
         """All recorded revisions."""
-        return self._all("revisions", REVISIONS)
+        return _once(_batches(self.folder / "revisions"), REVISIONS)
 
     def anomalies(self) -> pa.Table:
-        """All recorded anomalies, each row once."""
-        return self._all("anomalies", ANOMALIES)
+        """All recorded anomalies."""
+        return _once(_batches(self.folder / "anomalies"), ANOMALIES)
 
-    def _add(self, kind: str, rows: pa.Table, identity: list[str]) -> None:
-        if not rows.num_rows:
-            return
-        text = json.dumps(rows.select(identity).to_pylist(), sort_keys=True, default=str)
-        path = self.folder / kind / f"batch-{hashlib.sha256(text.encode()).hexdigest()[:24]}.parquet"
-        if path.exists():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{uuid4().hex}")
-        pq.write_table(rows, temporary)
-        temporary.replace(path)
+    def _folder(self, kind: str, table: Table, partition: str) -> Path:
+        return self.folder / kind / table.stage / table.table / partition
 
-    def _all(self, kind: str, table: Table) -> pa.Table:
-        paths = sorted((self.folder / kind).rglob("batch-*.parquet"))
-        batches = [pq.read_table(path).select(table.column_names) for path in paths]
-        empty = table.arrow_schema().empty_table()
-        rows = pa.concat_tables([empty, *batches])
-        # The same row may stand in two batches (a page asked for twice); the first time it was seen counts.
-        first = rows.group_by(list(table.key), use_threads=False).aggregate(
-            [(name, "first") for name in table.column_names if name not in table.key]
-        )
-        renamed = first.rename_columns([name.removesuffix("_first") for name in first.column_names])
-        return conform(renamed.select(table.column_names), table)
+
+def _batches(folder: Path) -> list[pa.Table]:
+    return [pq.read_table(path) for path in sorted(folder.rglob("batch-*.parquet"))]
+
+
+def _add(folder: Path, rows: pa.Table) -> None:
+    if rows.num_rows:
+        number = len(list(folder.glob("batch-*.parquet")))
+        write_durably(rows, folder / f"batch-{number:06d}.parquet")
+
+
+def _once(batches: Sequence[pa.Table], table: Table) -> pa.Table:
+    rows = pa.concat_tables(
+        [table.arrow_schema().empty_table(), *(batch.select(table.column_names) for batch in batches)]
+    )
+    # A row may stand in two batches (a page asked for twice): the first one counts.
+    others = [name for name in table.column_names if name not in table.key]
+    first = rows.group_by(list(table.key), use_threads=False).aggregate([(name, "first") for name in others])
+    return conform(first.rename_columns([*table.key, *others]).select(table.column_names), table)
 
 
 def revisions_between(

@@ -13,6 +13,7 @@ import duckdb
 import pytest
 
 from crypto_assets.resources.warehouse import Catalog, Lake, WarehouseError
+from crypto_assets.resources.warehouse.catalog import CATALOGUE
 from crypto_assets.schemas import TABLES
 from crypto_assets_tests.resources.warehouse.rows import BACKTEST, DAY, SCORES, provenance, scores
 
@@ -207,6 +208,20 @@ def test_a_lost_link_is_made_again(catalog: Catalog) -> None:
     catalog.path.unlink()
     assert catalog.refresh()
     assert n_scores(catalog.path) == 1
+
+
+def test_a_damaged_catalogue_is_made_again(catalog: Catalog) -> None:
+    catalog.path.write_bytes(b"not a database")
+    assert catalog.refresh()
+    assert n_scores(catalog.path) == 1
+
+
+def test_a_file_that_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / CATALOGUE
+    mine.write_bytes(b"somebody's own database")
+    with pytest.raises(WarehouseError, match="move it away"):
+        Catalog(Lake(tmp_path)).refresh()
+    assert mine.read_bytes() == b"somebody's own database"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

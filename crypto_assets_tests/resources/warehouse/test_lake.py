@@ -233,11 +233,11 @@ def test_the_revision_is_in_the_ledger_before_the_data_and_not_doubled_by_a_retr
     lake = Lake(tmp_path)
     merge(lake, klines([0]), hours(0, 1))
 
-    def refuse(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
+    def refuse(rows: pa.Table, path: Path) -> None:
+        raise WarehouseError(f"{path}: cannot be written")
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", refuse)
+        patched.setattr("crypto_assets.resources.warehouse.lake.write_durably", refuse)
         with pytest.raises(WarehouseError):
             merge(lake, klines([0], close=90.0), hours(0, 1))
     recorded = lake.ledger.revisions()
@@ -338,7 +338,7 @@ def test_a_ledger_that_cannot_be_written_stops_the_merge(tmp_path: Path) -> None
     lake = Lake(tmp_path)
     merge(lake, klines([0]), hours(0, 1))
     (tmp_path / "ledger").write_text("a regular file")
-    with pytest.raises(WarehouseError, match="ledger: cannot be written"):
+    with pytest.raises(WarehouseError, match="ledger.*cannot be written"):
         merge(lake, klines([0], close=90.0), hours(0, 1))
     assert lake.read(KLINES).equals(klines([0]))
 
