@@ -1,13 +1,15 @@
 # Every target sets up .venv by itself: Python 3.11 or newer, pip and make are all that is needed.
 PYTHON ?= python3
 WORLD ?= synthetic
+PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cat constraints.txt pyproject.toml | cksum | tr ' ' '-')
+BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-services check clean
+.PHONY: help setup demo run doctor test test-fast test-services check docs clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +24,18 @@ $(STAMP): constraints.txt pyproject.toml
 	$$installer install --quiet uv && uv="$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python" \
 		|| uv="$$installer install --quiet"; \
 	$$uv -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m crypto_assets.openmp
 	@rm -f $(VENV)/.stamp-*
 	@touch $@
 
 demo: setup ## the whole graph on the simulated market (WORLD=recorded for real recordings)
 	CRYPTO_ASSETS_WORLD=$(WORLD) $(BIN)/crypto-assets demo
+
+run: setup ## the web UI (PORT=3000) with the simulated market behind it; Ctrl-C stops both
+	CRYPTO_ASSETS_WORLD=$(WORLD) $(BIN)/crypto-assets run --port $(PORT)
+
+doctor: setup ## look whether this machine has what a run needs
+	@CRYPTO_ASSETS_WORLD=$(WORLD) $(BIN)/crypto-assets doctor
 
 test: setup ## all tests that a fresh machine can run offline
 	$(BIN)/python -m pytest -m "not services"
@@ -34,13 +43,17 @@ test: setup ## all tests that a fresh machine can run offline
 test-fast: setup ## the quick part of them
 	$(BIN)/python -m pytest -m "not services and not slow"
 
-test-services: setup ## tests that need a browser; says why it skips where one is missing
-	$(BIN)/python -m pytest -m services -rs || test $$? -eq 5
+test-services: setup ## tests that need a browser; installs Chromium where it may, else says why it skips
+	@$(if $(BROWSER),,apt-get -qq update && apt-get -qq install -y chromium >/dev/null || true)
+	$(BIN)/python -m pytest -m services -rs
 
 check: setup ## style, types and architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check crypto_assets crypto_assets_tests
 
-clean: ## remove what was made here, the environment included
-	rm -rf $(VENV) data .dagster dbt_features/target .pytest_cache .ruff_cache .hypothesis
+docs: setup ## the data dictionary, from the tables' contracts
+	$(BIN)/crypto-assets dictionary > docs/data_dictionary.md
+
+clean: ## remove what was made here: the environment, caches and every warehouse in data/
+	rm -rf $(VENV) data dbt_features/target .pytest_cache .ruff_cache .hypothesis

@@ -15,8 +15,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from crypto_assets import local
 from crypto_assets.settings import PREFIX, Settings, SettingsError, current_settings
@@ -32,7 +41,8 @@ def main() -> None:
     try:
         app()
     except (SettingsError, local.LocalError) as error:
-        console.print(str(error), style="red", markup=False)
+        # A market that another command started has no standard output.
+        Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -59,9 +69,9 @@ def demo() -> None:
             f"The demo needs a simulated world; set {PREFIX}WORLD to synthetic or recorded.", style="red"
         )
         raise typer.Exit(2)
-    os.environ["DAGSTER_HOME"] = str(local.dagster_home(settings))
+    _use_dagster_home(settings)
     with local.stopped_by_signals(), _market(settings):
-        succeeded = _materialize_all()
+        succeeded = _materialize_all(settings)
     if not succeeded:
         raise typer.Exit(1)
     _show_holdings(settings)
@@ -73,7 +83,7 @@ def run(
 ) -> None:
     """Open the web UI, with the simulated market behind it in a simulated world; Ctrl-C stops both."""
     settings = current_settings()
-    os.environ["DAGSTER_HOME"] = str(local.dagster_home(settings))
+    _use_dagster_home(settings)
     with local.stopped_by_signals(), suppress(KeyboardInterrupt), ExitStack() as stack:
         stack.enter_context(_market(settings))
         with console.status("opening the web UI (about 20 s)"):
@@ -84,6 +94,29 @@ def run(
             soft_wrap=True,
         )
         raise typer.Exit(ui.wait())
+
+
+@app.command()
+def doctor() -> None:
+    """Look whether this machine has what a run needs, and say what to do where it has not."""
+    from crypto_assets.doctor import examine
+
+    good = True
+    for finding in examine(current_settings()):
+        good &= finding.good
+        mark = "[green]ok  [/]" if finding.good else "[red]FAIL[/]"
+        console.print(f"{mark} {finding.subject:<17}", end=" ")
+        console.print(finding.seen, markup=False, highlight=False, soft_wrap=True)
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def dictionary() -> None:
+    """Print the data dictionary, every table with its columns, as Markdown."""
+    from crypto_assets.dictionary import data_dictionary
+
+    typer.echo(data_dictionary(), nl=False)
 
 
 def simulated_world(settings: Settings) -> Any:
@@ -127,31 +160,62 @@ def _market(settings: Settings) -> Generator[None]:
         yield
 
 
-def _materialize_all() -> bool:
+@contextmanager
+def _screen() -> Generator[Console]:
+    # While a step runs Dagster leads the standard output into its own files; a copy of it still leads to the screen.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding) as copied:
+        yield Console(file=copied)
+
+
+class _Reached(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        reached = task.fields["reached"]
+        return Text(reached and reached() or "", style="cyan")
+
+
+def _materialize_all(settings: Settings) -> bool:
+    from datetime import UTC, datetime
+    from functools import partial
+    from time import monotonic
+
     import dagster as dg
 
     from crypto_assets import runs
     from crypto_assets.definitions import defs
+    from crypto_assets.resources.warehouse import Lake
 
     chosen = runs.steps(defs)
+    lake = Lake(settings.warehouse.folder)
     failed_checks: list[str] = []
     columns = (
-        TextColumn("{task.description:<52}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description:<27}"),
+        _Reached(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("assets"),
         TimeElapsedColumn(),
     )
-    with dg.DagsterInstance.get() as instance, Progress(*columns, console=console) as progress:
-        task = progress.add_task(chosen[0].name, total=sum(len(step.keys) for step in chosen))
-        names = [step.name for step in chosen[1:]] + ["done"]
-        for outcome, following in zip(runs.materialize(defs, instance, chosen), names, strict=False):
+    with (
+        dg.DagsterInstance.get() as instance,
+        _screen() as screen,
+        Progress(*columns, console=screen, refresh_per_second=2) as progress,
+    ):
+        task = progress.add_task("", total=sum(len(step.keys) for step in chosen), reached=None)
+        outcomes = runs.materialize(defs, instance, chosen)
+        for step in chosen:
+            began = monotonic()
+            reached = partial(runs.reached, lake, step, datetime.now(UTC))
+            progress.update(task, description=step.name, reached=reached)
+            outcome = next(outcomes)
             failed_checks += outcome.failed_checks
             if not outcome.success:
                 progress.stop()
-                console.print(f"{outcome.step.name} failed: {outcome.error}", style="red", markup=False)
+                console.print(f"{step.name} failed: {outcome.error}", style="red", markup=False)
                 return False
-            progress.update(task, advance=len(outcome.step.keys), description=following)
+            progress.update(task, advance=len(step.keys))
+            if not screen.is_terminal:
+                screen.print(f"{monotonic() - began:6.1f} s  {step.name}", markup=False, highlight=False)
+        progress.update(task, description="done", reached=None)
     if failed_checks:
         console.print(f"checks that did not pass: {', '.join(failed_checks)}", style="yellow", markup=False)
     return True
@@ -162,7 +226,8 @@ def _show_holdings(settings: Settings) -> None:
 
     holdings = notebook.load("holdings/optimal_holdings", folder=settings.warehouse.folder)
     newest = holdings[holdings["decision_at"] == holdings["decision_at"].max()]
-    held = newest[newest["weight_frac"] > 0].sort_values("weight_frac", ascending=False)
+    # What would show as 0.0 % is left out.
+    held = newest[newest["weight_frac"] >= 0.0005].sort_values("weight_frac", ascending=False)
     table = Table(
         title=f"Holdings decided at {newest['decision_at'].iloc[0]} UTC ({newest['status'].iloc[0]})"
     )
@@ -186,9 +251,14 @@ def _show_holdings(settings: Settings) -> None:
     )
 
 
+def _use_dagster_home(settings: Settings) -> None:
+    os.environ["DAGSTER_HOME"] = str(local.dagster_home(settings))
+    # Ranges have thousands of partitions, and Dagster hands over their events in batches only when it is told to.
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "100")
+
+
 def _be_quiet() -> None:
     # The progress bar is the demo's log; Dagster's own goes to its home folder.
-    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "100")
     logging.disable(logging.ERROR)
 
 

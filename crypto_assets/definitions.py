@@ -5,8 +5,11 @@ Read it first. Not here: assets (``assets``), what they compute (``quant``), wha
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 
+from crypto_assets import automation
 from crypto_assets.assets import (
     factors,
     features,
@@ -20,11 +23,14 @@ from crypto_assets.assets import (
     signals,
     weights,
 )
+from crypto_assets.checks import asset_checks
 from crypto_assets.resources.coingecko import CoinGeckoResource
 from crypto_assets.resources.dbt_assets import DbtResource
 from crypto_assets.resources.exchange import ExchangeResource
 from crypto_assets.resources.warehouse.catalog import CATALOGUE
 from crypto_assets.resources.warehouse.io_manager import WarehouseIOManager, WarehouseResource
+from crypto_assets.resources.warehouse.lake import Lake
+from crypto_assets.resources.warehouse.lineage import Lineage, reads_of
 from crypto_assets.schemas import table_of
 from crypto_assets.settings import Settings, current_settings
 
@@ -44,8 +50,8 @@ STAGES = {
 }
 
 
-def house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
-    """Give every asset its contract: time column, column schema, description of its table."""
+def house_rules(spec: dg.AssetSpec, lineage: Lineage) -> dg.AssetSpec:
+    """Give every asset its contract and its condition: time column, column schema, group, when it is made by itself."""
     table = table_of("/".join(spec.key.path))
     columns = [
         dg.TableColumn(
@@ -64,7 +70,35 @@ def house_rules(spec: dg.AssetSpec) -> dg.AssetSpec:
         "known_at": table.known_at,
         "write": table.write,
     }
-    return spec.replace_attributes(metadata=metadata, group_name=table.stage)
+    return spec.replace_attributes(
+        metadata=metadata,
+        group_name=table.stage,
+        automation_condition=automation.condition_of(table, lineage),
+    )
+
+
+def loaded_assets() -> list[dg.AssetsDefinition]:
+    """The assets of all stages as their modules define them."""
+    found: list[dg.AssetsDefinition] = []
+    for stage, module in STAGES.items():
+        from_dbt = stage in ("rollups", "features")
+        loaded = dg.load_assets_from_modules([module], key_prefix=None if from_dbt else stage)
+        found += [asset for asset in loaded if isinstance(asset, dg.AssetsDefinition)]
+    return found
+
+
+def lineage_of(folder: Path) -> Lineage:
+    """What follows from what in one warehouse, by the dependencies of the derived assets."""
+    specs = [spec for asset in loaded_assets() for spec in asset.specs]
+    named = {"/".join(spec.key.path): spec for spec in specs}
+    derived = {name: reads_of(spec) for name, spec in named.items() if table_of(name).write == "replace"}
+    return Lineage(Lake(folder), derived)
+
+
+def all_assets(lineage: Lineage | None = None) -> list[dg.AssetsDefinition]:
+    """The assets of all stages under the house rules; their conditions look at the settings' warehouse by default."""
+    known = lineage or lineage_of(current_settings().warehouse.folder)
+    return [asset.map_asset_specs(lambda spec: house_rules(spec, known)) for asset in loaded_assets()]
 
 
 def resources_of(settings: Settings) -> dict[str, object]:
@@ -99,18 +133,28 @@ def resources_of(settings: Settings) -> dict[str, object]:
     }
 
 
-def all_assets() -> list[dg.AssetsDefinition]:
-    """The assets of all stages under the house rules."""
-    found: list[dg.AssetsDefinition] = []
-    for stage, module in STAGES.items():
-        from_dbt = stage in ("rollups", "features")
-        loaded = dg.load_assets_from_modules([module], key_prefix=None if from_dbt else stage)
-        found += [asset for asset in loaded if isinstance(asset, dg.AssetsDefinition)]
-    return [asset.map_asset_specs(house_rules) for asset in found]
+def definitions_of(settings: Settings) -> dg.Definitions:
+    """Everything Dagster is told of one deployment.
+
+    A simulated market's clock stands still and nothing there is ever due, so what would watch it starts switched off.
+    """
+    lineage = lineage_of(settings.warehouse.folder)
+    on = not settings.simulated
+    sensors = dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED
+    schedules = dg.DefaultScheduleStatus.RUNNING if on else dg.DefaultScheduleStatus.STOPPED
+    return dg.Definitions(
+        assets=all_assets(lineage),
+        asset_checks=asset_checks(settings),
+        resources=resources_of(settings),
+        jobs=automation.jobs(),
+        sensors=[
+            automation.market_sensor(settings, lineage, sensors),
+            automation.condition_sensor(lineage, sensors),
+            automation.repair_sensor(lineage, sensors),
+        ],
+        schedules=[automation.market_data_schedule(lineage, schedules)],
+        executor=dg.in_process_executor,
+    )
 
 
-defs = dg.Definitions(
-    assets=all_assets(),
-    resources=resources_of(current_settings()),
-    executor=dg.in_process_executor,
-)
+defs = definitions_of(current_settings())

@@ -6,8 +6,8 @@ Here: starting them, waiting until they answer, stopping them. Not here: what th
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from urllib.error import HTTPError
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 START_S = 180
 STOP_S = 20
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LocalError(RuntimeError):
@@ -41,13 +42,26 @@ def dagster_home(settings: Settings) -> Path:
     home = settings.warehouse.folder / ".dagster"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
+        prepare_home(home)
     except OSError as error:
         raise LocalError(
             f"{home}: cannot be written ({error.strerror}); set warehouse.folder in platform.yaml or "
             "CRYPTO_ASSETS_DATA to a folder of yours"
         ) from error
     return home
+
+
+def prepare_home(home: Path) -> None:
+    """Write a home's ``dagster.yaml``: the project's, and where the event log lies, which only a lasting home can say."""
+    text = (ROOT / "dagster.yaml").read_text(encoding="utf-8")
+    event_log = {
+        "module": "crypto_assets.resources.event_log",
+        "class": "BatchingEventLog",
+        "config": {"base_dir": str(home)},
+    }
+    (home / "dagster.yaml").write_text(
+        f"{text}event_log_storage: {json.dumps(event_log)}\n", encoding="utf-8"
+    )
 
 
 @contextmanager
@@ -62,12 +76,25 @@ def market(settings: Settings) -> Generator[None]:
     if not settings.simulated or settings.environment.exchange_url:
         yield
         return
-    port = settings.simulation.port
-    _require_free(port, "simulation.port in platform.yaml")
+    require_free(settings.simulation.port, "simulation.port in platform.yaml")
     # A process of its own: serving and downloading then share two cores.
     command = [sys.executable, "-m", "crypto_assets.cli", "market"]
-    with _serving("the simulated market", command, f"http://{HOST}:{port}/api/v3/ping"):
+    with _serving("the simulated market", command, market_address(settings)):
         yield
+
+
+def market_address(settings: Settings) -> str:
+    """Where the simulated market answers once it is open."""
+    return f"http://{HOST}:{settings.simulation.port}/api/v3/ping"
+
+
+def answers(address: str) -> bool:
+    """Whether something on this machine answers an address with success."""
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -79,21 +106,26 @@ def web_ui(port: int) -> Generator[subprocess.Popen[bytes]]:
     LocalError
         If the port is taken or the process does not answer.
     """
-    _require_free(port, "another port with --port (make run PORT=3001)")
-    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", HOST, "-p", str(port)]
-    command += ["--log-level", "warning", "--code-server-log-level", "warning"]
+    require_free(port, "another port with --port (make run PORT=3001)")
+    # `dg dev`, which Dagster 1.13 advises instead, starts the same processes through one more.
+    quiet = ["-W", "ignore:Function `dev_command` is superseded"]
+    command = [sys.executable, *quiet, "-m", "dagster", "dev", "-w", str(ROOT / "workspace.yaml")]
+    command += ["-h", HOST, "-p", str(port), "--log-level", "warning", "--code-server-log-level", "warning"]
     with _serving("the web UI", command, f"http://{HOST}:{port}/server_info") as process:
         yield process
 
 
 @contextmanager
 def stopped_by_signals() -> Generator[None]:
-    """Make SIGTERM and a closed terminal end the block as Ctrl-C does, so that processes are stopped on the way out."""
+    """Make SIGTERM and a closed terminal end the block as Ctrl-C does, so that processes are stopped on the way out.
+
+    Ctrl-C itself is set too: a shell starts a background job with it ignored, and so would be its children.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in _ENDS}
     try:
         yield
     finally:
@@ -101,7 +133,14 @@ def stopped_by_signals() -> Generator[None]:
             signal.signal(number, handler)
 
 
-def _require_free(port: int, remedy: str) -> None:
+def require_free(port: int, remedy: str) -> None:
+    """Refuse a loopback port on which something listens.
+
+    Raises
+    ------
+    LocalError
+        Naming the port and the remedy: what to set instead.
+    """
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
@@ -113,7 +152,7 @@ def _require_free(port: int, remedy: str) -> None:
 @contextmanager
 def _serving(name: str, command: Sequence[str], address: str) -> Generator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C then reaches this process alone, and each child is told once, in order.
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         _wait_for(name, process, address)
         yield process
@@ -142,8 +181,15 @@ def _wait_for(name: str, process: subprocess.Popen[bytes], address: str) -> None
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
+    # `dagster dev` leaves its code server behind, which notices only after 45 s that it is alone.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        until = time.monotonic() + STOP_S
+        while time.monotonic() < until:
+            process.poll()
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()

@@ -82,7 +82,9 @@ def naive(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def window_of(context: dg.AssetExecutionContext) -> tuple[datetime, datetime]:
+def window_of(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+) -> tuple[datetime, datetime]:
     """Start and end of the run's partitions as naive UTC, end exclusive."""
     window = context.partition_time_window
     return naive(window.start), naive(window.end)

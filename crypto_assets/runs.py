@@ -1,21 +1,26 @@
 """Materializing the graph from the left to the right in this process: what the demo, tests and repairs use.
 
-Here: the order of steps and the tags of range runs. Not here: when runs are requested (``automation.py``). The command
-line and the tests import it.
+Here: the order of steps, the tags of range runs and how far a running step has come. Not here: when runs are requested
+(``automation.py``). The command line and the tests import it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 
 import dagster as dg
 
 from crypto_assets.partitions import DAILY, WEEKLY
-from crypto_assets.schemas import table_of
+from crypto_assets.resources.warehouse import Lake
+from crypto_assets.schemas import Table, table_of
 
-_START = "dagster/asset_partition_range_start"
-_END = "dagster/asset_partition_range_end"
+#: Tags that tell Dagster the range of a run.
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,52 @@ def steps(definitions: dg.Definitions) -> list[Step]:
     return found
 
 
+def partition_keys(clock: str) -> Sequence[str]:
+    """All partition keys of a clock, the running one included; none of ``none``."""
+    return {"daily": DAILY, "weekly": WEEKLY}[clock].get_partition_keys() if clock != "none" else []
+
+
 def first_and_last(clock: str, first: str | None = None, last: str | None = None) -> tuple[str, str] | None:
     """Partition keys of a clock that cover the days ``first`` to ``last`` (inclusive); None without partitions."""
-    if clock == "none":
+    keys = partition_keys(clock)
+    if not keys:
         return None
-    definition = DAILY if clock == "daily" else WEEKLY
-    keys = definition.get_partition_keys()
     start = keys[0] if first is None else max(key for key in keys if key <= first)
     end = keys[-1] if last is None else max(key for key in keys if key <= last)
     return start, end
+
+
+def reached(lake: Lake, step: Step, since: datetime) -> str | None:
+    """Key of the partition that a running step over all partitions stored last.
+
+    Parameters
+    ----------
+    lake
+        Where the step stores.
+    since
+        When the step began, with its zone: partitions that were stored before do not count.
+
+    Returns
+    -------
+    str or None
+        None before the first one, and for tables without partitions.
+
+    Notes
+    -----
+    Partitions are stored in order, so a few files tell: looking at all of them from a thread that draws a progress bar
+    would take seconds beside a busy interpreter.
+    """
+    keys = partition_keys(step.clock)
+
+    def waiting(table: Table, key: str) -> bool:
+        try:
+            return lake.path(table, key).stat().st_mtime < since.timestamp()
+        except FileNotFoundError:
+            return True
+
+    found = [bisect_left(keys, True, key=partial(waiting, table_of("/".join(key.path)))) for key in step.keys]
+    n_stored = max(found, default=0)
+    return keys[n_stored - 1] if n_stored else None
 
 
 def materialize(
@@ -90,7 +132,7 @@ def materialize(
     job = definitions.resolve_implicit_global_asset_job_def()
     for step in chosen:
         window = first_and_last(step.clock, first, last)
-        tags = {} if window is None else {_START: window[0], _END: window[1]}
+        tags = {} if window is None else {RANGE_START: window[0], RANGE_END: window[1]}
         result = job.execute_in_process(
             asset_selection=list(step.keys), tags=tags, instance=instance, raise_on_error=False
         )
@@ -108,7 +150,10 @@ def _error_of(result: dg.ExecuteInProcessResult) -> str | None:
     for event in result.all_events:
         if event.is_step_failure:
             error = event.step_failure_data.error
-            while error is not None and error.cause is not None:
+            # Dagster wraps what was raised; what that was raised from says less than its own message.
+            while (
+                error is not None and error.cause is not None and (error.cls_name or "").startswith("Dagster")
+            ):
                 error = error.cause
             return error.message.strip() if error is not None else "failed without a message"
     return None

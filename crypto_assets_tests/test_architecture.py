@@ -9,8 +9,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from crypto_assets.checks import checks_of
 from crypto_assets.definitions import STAGES, defs
 from crypto_assets.schemas import TABLES
+from crypto_assets.settings import current_settings
 
 PACKAGE = Path(__file__).resolve().parents[1] / "crypto_assets"
 GRAPH = defs.resolve_asset_graph()
@@ -151,3 +153,12 @@ def test_labels_feed_fits_alone() -> None:
         key for key in KEYS if any(parent.path[0] == "labels" for parent in GRAPH.get(key).parent_keys)
     }
     assert readers <= fits
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.to_user_string())
+def test_every_asset_has_a_contract_check_and_none_of_our_other_checks_blocks(key: dg.AssetKey) -> None:
+    table = TABLES["/".join(key.path)]
+    wired = {check.name: GRAPH.get(check).blocking for check in GRAPH.get(key).check_keys}
+    ours = [check.name for check in checks_of(table, current_settings())]
+    assert {name: wired[name] for name in ours} == dict.fromkeys(ours, False) | {"contract": True}
+    assert ("known_at" in ours) == ("known_at" in table.column_names)

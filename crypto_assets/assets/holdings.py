@@ -14,6 +14,8 @@ from crypto_assets.settings import Settings, current_settings
 _PORTFOLIO = current_settings().portfolio
 _BAR = interval_delta(current_settings().raster_interval)
 _REACH = lookback(-(-prior.lookback(_BAR, _PORTFOLIO.lookback_bars) // DAY))
+#: A dead listing stays a candidate for a while, and its newest universe row says why it is not eligible.
+_ALIVE = lookback(-(-prior.ALIVE // DAY))
 #: A label that a decision is paired with starts one bar before it, which may be on the day before.
 _HISTORY = history(_PORTFOLIO.view_weeks)
 _PREVIOUS = days_before(7 if _PORTFOLIO.rebalance == "weekly" else 1)
@@ -33,7 +35,7 @@ def _decisions(
     kinds={"python"},
     ins={
         "raster": dg.AssetIn(["rollups", "raster"], partition_mapping=_REACH),
-        "universe": dg.AssetIn(["features", "universe"], partition_mapping=lookback(1)),
+        "universe": dg.AssetIn(["features", "universe"], partition_mapping=_ALIVE),
         "alpha_scores": dg.AssetIn(["weights", "alpha_scores"], partition_mapping=lookback(1)),
         "scores": dg.AssetIn(["predictions", "scores"], partition_mapping=lookback(1)),
     },

@@ -64,7 +64,7 @@ def thresholds(
     return pd.concat(
         [
             signals.fit_thresholds(
-                scores[scores["model"] == model.name],
+                own,
                 forward_returns,
                 week=week,
                 rule=model.name,
@@ -73,8 +73,9 @@ def thresholds(
                 min_pairs=settings.signals.threshold_min_pairs,
                 lookback=timedelta(weeks=settings.signals.threshold_weeks),
             )
-            for week in weeks
             for model in settings.models
+            for own in [scores[scores["model"] == model.name]]
+            for week in weeks
         ]
     )
 

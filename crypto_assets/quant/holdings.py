@@ -18,7 +18,7 @@ import pandas as pd
 from crypto_assets.quant.black_litterman import Allocation, covariance, optimise, posterior
 from crypto_assets.quant.candidates import Market, lookback
 from crypto_assets.quant.labels import horizon_name
-from crypto_assets.quant.panel import bars_in, floor_week, require_columns, times_of
+from crypto_assets.quant.panel import bars_in, floor_week, known_in, require_columns, times_of
 
 Rebalance = Literal["hourly", "daily", "weekly"]
 
@@ -131,13 +131,13 @@ def fit_views(
             f"fit_views: candidates and labels have the horizons {sorted(horizons)}: pass one horizon"
         )
     cut = np.datetime64(week, "us")
+    start = cut - np.timedelta64(timedelta(weeks=view_weeks))
     decided = times_of(candidates["decision_at"])
-    inside = (decided < cut) & (decided >= cut - np.timedelta64(timedelta(weeks=view_weeks)))
-    pairs = _scored(candidates[inside])
+    pairs = _scored(candidates[(decided < cut) & (decided >= start)])
+    realised = forward_returns.loc[known_in(forward_returns, start - np.timedelta64(bar), cut)]
     pairs = pairs.assign(ts=pairs["decision_at"] - bar).merge(
-        forward_returns.loc[
-            (forward_returns["known_at"] <= cut) & forward_returns["forward_return_frac"].notna(),
-            ["symbol", "ts", "listing_id", "forward_return_frac"],
+        realised.loc[
+            realised["forward_return_frac"].notna(), ["symbol", "ts", "listing_id", "forward_return_frac"]
         ],
         on=["symbol", "ts", "listing_id"],
         validate="one_to_one",

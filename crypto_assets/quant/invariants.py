@@ -51,7 +51,7 @@ class Difference:
         row = ", ".join(f"{name}={value}" for name, value in self.key)
         return (
             f"{self.table}.{self.column}: {self.reason}, first at {row}: "
-            f"earlier {self.earlier_value!r}, later {self.later_value!r} ({self.n_rows} rows)"
+            f"earlier {_short(self.earlier_value)}, later {_short(self.later_value)} ({self.n_rows} rows)"
         )
 
 
@@ -126,6 +126,12 @@ def prefix_differences(
         left, right = (_bits(frame.loc[rows, column.name], column.type) for frame in (old, new))
         found.add(column.name, rows[left != right], "values differ")
     return sorted(found.differences, key=lambda difference: (difference.column, difference.reason))
+
+
+def _short(value: object) -> str:
+    # A fitted model is a text of thousands of lines.
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _find_values_of_undecided(found: _Findings, side: pd.DataFrame) -> None:

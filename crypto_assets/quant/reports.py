@@ -121,7 +121,7 @@ def equity_curve_png(backtest: pd.DataFrame) -> bytes:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
     curves = _curves(backtest)
-    figure = Figure(figsize=(11, 7), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for strategy, days, equity in curves:

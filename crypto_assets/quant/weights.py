@@ -193,9 +193,10 @@ def fit_alpha_weights(
     require_columns(factors, ("symbol", "ts", "factor", "known_at", "listing_id", "value_z"), "factors")
     require_columns(labels, ("ts", "known_at", "listing_id", "forward_return_frac"), "labels")
     start = cut - np.timedelta64(lookback)
-    known = factors.loc[known_in(factors, start, cut) & factors["factor"].isin(list(names))]
+    known = factors.loc[known_in(factors, start, cut)]
     wide = (
-        known.pivot(index=["listing_id", "ts"], columns="factor", values="value_z")
+        known[known["factor"].isin(list(names))]
+        .pivot(index=["listing_id", "ts"], columns="factor", values="value_z")
         .reindex(columns=list(names))
         .dropna()
     )

@@ -165,8 +165,10 @@ def run_dbt(
         If a selected name has no contract.
     ValueError
         If window, models or controls do not fit.
+    WarehouseError
+        If a model cannot be built and a partition of the lake is damaged.
     DbtError
-        If a model cannot be built or a data test fails.
+        If a model cannot be built otherwise, or a data test fails.
     """
     _check_window(start, end)
     prepared = _checked_controls(controls, start, end)
@@ -180,7 +182,11 @@ def run_dbt(
     with _work_folder(work_dir) as work:
         _prepare(lake, prepared, work)
         arguments = ["build", "--select", *selectors, "--exclude-resource-type", "unit_test"]
-        _invoke(arguments, project_dir, work, start, end)
+        try:
+            _invoke(arguments, project_dir, work, start, end)
+        except DbtError:
+            _require_sound(lake)
+            raise
         return {
             name: pq.read_table(work / f"{table.stage}__{table.table}.parquet")
             for name, table in models.items()
@@ -305,6 +311,12 @@ def _prepare(lake: Lake, controls: Mapping[str, pa.Table], work: Path) -> None:
             f"create or replace table control.{name} as select * from read_parquet('{_escaped(file)}')"
         )
     (work / "prepare.sql").write_text(";\n".join(lines))
+
+
+def _require_sound(lake: Lake) -> None:
+    # Reading what every partition says of itself refuses a damaged one, with what to do.
+    for _ in lake.manifest():
+        pass
 
 
 def _escaped(path: Path) -> str:

@@ -78,7 +78,7 @@ class DbtResource(dg.ConfigurableResource):
         }
         for key in TopologicalSorter(parents).static_order():
             spec = specs[key]
-            stored = publisher.publish(spec, rows["/".join(key.path)], context.run_id, window)
+            stored = publisher.publish(spec, rows["/".join(key.path)], context.run.run_id, window)
             yield dg.MaterializeResult(asset_key=key, metadata=report(context, key, stored))
         # A data test that fails stops run_dbt, so whatever is left to report has passed.
         for check in sorted(context.selected_asset_check_keys, key=str):

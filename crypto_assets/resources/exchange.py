@@ -315,13 +315,14 @@ class ExchangeResource(dg.ConfigurableResource):
     budget_dir: str
     weight_per_minute: int = 4800
 
-    def client(self) -> ExchangeClient:
+    def client(self, retry: RetryPolicy | None = None) -> ExchangeClient:
         """Build a client under the shared budget; do it once per step and pass it on."""
         return ExchangeClient(
             RateBudget(Path(self.budget_dir), self.venue, self.weight_per_minute),
             base_url=self.base_url,
             venue=self.venue,
             timeout_s=self.timeout_s,
+            retry=retry,
         )
 
 

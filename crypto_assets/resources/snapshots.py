@@ -52,8 +52,10 @@ def market_rows(
 def coin_rows(coins: pd.DataFrame, symbols: Mapping[str, str], now: datetime) -> pd.DataFrame:
     """Answer of coins/markets as rows of raw/coins."""
     moment = pd.Timestamp(now).as_unit("us")
+    # Where no coin has a market, pandas would make a column of numbers.
+    symbol = coins["coin_id"].map(dict(symbols)).astype(object)
     rows = coins.rename(columns={"volume_usd": "volume_24h_usd"}).assign(
-        symbol=coins["coin_id"].map(dict(symbols)), known_at=moment, ts=moment.floor("D")
+        symbol=symbol, known_at=moment, ts=moment.floor("D")
     )
     return rows[TABLES["raw/coins"].column_names]
 

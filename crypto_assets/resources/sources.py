@@ -256,6 +256,8 @@ class RateBudget:
     ------
     ValueError
         If ``per_minute`` is not positive.
+    SourceRefused
+        If the folder cannot be written: without the shared count nothing may be asked.
     """
 
     def __init__(
@@ -270,11 +272,14 @@ class RateBudget:
     ) -> None:
         if per_minute < 1:
             raise ValueError(f"the rate budget {name!r} allows {per_minute} a minute; set it to 1 or more")
-        folder.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.per_minute = per_minute
         self.longest_silence_s = longest_silence_s
         self._path = folder / f"{name}.budget"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._now = now
         self._sleep = sleep
 
@@ -347,7 +352,10 @@ class RateBudget:
     @contextmanager
     def _state(self) -> Generator[_State]:
         # A descriptor of its own for each use: flock then also excludes the threads of one process.
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             # One byte more than the state, so that a longer, foreign file is not taken for ours.
@@ -360,6 +368,13 @@ class RateBudget:
                 os.ftruncate(descriptor, _STATE.size)
         finally:
             os.close(descriptor)
+
+    def _unwritable(self, error: OSError) -> SourceRefused:
+        return SourceRefused(
+            f"rate budget {self.name}",
+            f"not spent, {self._path} cannot be written ({error.strerror})",
+            "check the folder's permissions and free space; it lies in warehouse.folder of platform.yaml",
+        )
 
 
 class Wire(threading.local):

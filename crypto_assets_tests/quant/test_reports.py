@@ -93,7 +93,7 @@ def test_the_picture_is_a_png_of_its_size_and_repeats(
     rows = reports.portfolio_backtest(*chain, bar=HOUR, **COSTS)
     picture = reports.equity_curve_png(rows)
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", picture[16:24]) == (1650, 1050)
+    assert struct.unpack(">II", picture[16:24]) == (1100, 700)
     assert reports.equity_curve_png(rows) == picture
     assert reports.equity_curve_png(rows[rows["strategy"] != "equal_weight"]) != picture
 

@@ -57,8 +57,7 @@ class Catalog:
     def connection(self) -> Generator[duckdb.DuckDBPyConnection]:
         """A private in-memory connection with the same views: nobody can block it, and it blocks nobody."""
         with memory_connection() as connection:
-            for statement in self.statements():
-                connection.execute(statement)
+            _execute(connection, self.statements())
             yield connection
 
     def refresh(self) -> bool:
@@ -76,6 +75,7 @@ class Catalog:
             self.generations.mkdir(parents=True, exist_ok=True)
             with (self.generations / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                self._remove_unused()
                 present = self.path.resolve() if self.path.is_symlink() and self.path.exists() else None
                 if present and present.name.startswith(name) and _sound(present) and not _disturbed(present):
                     return False
@@ -101,8 +101,7 @@ class Catalog:
     def _build(self, generation: Path, statements: list[str]) -> None:
         connection = duckdb.connect(str(generation), config={"autoinstall_known_extensions": "false"})
         try:
-            for statement in statements:
-                connection.execute(statement)
+            _execute(connection, statements)
         finally:
             connection.close()
         link = self.lake.folder / f".{CATALOGUE}-{uuid4().hex}"
@@ -110,6 +109,9 @@ class Catalog:
         link.replace(self.path)
 
     def _remove_unused(self) -> None:
+        # The lock is held: a link that waits to be renamed was left by a killed writer.
+        for link in self.lake.folder.glob(f".{CATALOGUE}-*"):
+            link.unlink()
         present = self.path.resolve()
         for generation in self.generations.glob("*.duckdb"):
             if generation != present and not _open_somewhere(generation):
@@ -120,7 +122,7 @@ class Catalog:
         columns = ", ".join(
             f'cast("{column.name}" as {column.type}) as "{column.name}"' for column in table.columns
         )
-        if not self.lake.partitions(table):
+        if not self.lake.holds(table):
             nothing = ", ".join(f'cast(null as {column.type}) as "{column.name}"' for column in table.columns)
             return f"select {nothing} where false"
         directory = self.lake.directory(table).resolve()
@@ -132,6 +134,18 @@ def _sound(generation: Path) -> bool:
     # A DuckDB file bears its name after the checksum of its first block.
     with generation.open("rb") as file:
         return file.read(12)[8:] == b"DUCK"
+
+
+def _execute(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> None:
+    # A view looks into the first file of its table.
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException) as error:
+        raise WarehouseError(
+            f"the catalogue cannot be made ({str(error).splitlines()[0]}); "
+            "move the named file away and materialize its partition again"
+        ) from error
 
 
 def _disturbed(generation: Path) -> bool:

@@ -17,17 +17,12 @@ import pandas as pd
 import pyarrow as pa
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 
-from crypto_assets.partitions import DAY, WEEK, keys_of, monday_of, naive
+from crypto_assets.partitions import DAY, keys_of, naive
 from crypto_assets.resources.warehouse.catalog import Catalog
 from crypto_assets.resources.warehouse.conform import to_arrow
-from crypto_assets.resources.warehouse.lake import (
-    Lake,
-    PartitionStream,
-    Piece,
-    Provenance,
-    WarehouseError,
-    hash_of,
-)
+from crypto_assets.resources.warehouse.files import WarehouseError
+from crypto_assets.resources.warehouse.lake import Lake, PartitionStream, Piece, Provenance, hash_of
+from crypto_assets.resources.warehouse.lineage import Lineage, reads_of, version_of, window_of_partition
 from crypto_assets.schemas import Table, table_of
 
 
@@ -126,7 +121,7 @@ class Publisher:
 
     def __init__(self, folder: Path) -> None:
         self.lake = Lake(folder)
-        self._hashes: dict[tuple[str, str, int], str] = {}
+        self._lineage = Lineage(self.lake)
 
     def publish(
         self, spec: dg.AssetSpec, obj: Any, run_id: str, window: tuple[datetime, datetime] | None
@@ -150,6 +145,9 @@ class Publisher:
             If the lake cannot be written.
         """
         table = table_of("/".join(spec.key.path))
+        reads, lineage = reads_of(spec), self._lineage.again()
+        catalog = Catalog(self.lake)
+        catalog.require_ours()
         pieces = obj.pieces if isinstance(obj, PartitionStream) else _pieces(table, obj, window)
         stored = []
         for piece in pieces:
@@ -157,66 +155,35 @@ class Publisher:
                 asset=table.name,
                 partition=piece.partition,
                 code_version=spec.code_version,
-                inputs=self._inputs(spec, table, piece.partition),
+                inputs=lineage.inputs(table, piece.partition, reads),
                 run_id=run_id,
             )
             stored.append(self._store(table, piece, provenance))
-        Catalog(self.lake).refresh()
+            lineage.forget(table, piece.partition)
+        catalog.refresh()
         return stored
 
     def _store(self, table: Table, piece: Piece, provenance: Provenance) -> Provenance:
-        window = _window_of(table, piece.partition)
+        window = window_of_partition(table, piece.partition)
         if table.write == "merge":
             if window is None or piece.watermark is None:
                 raise WarehouseError(f"{table.name}: a merged piece needs a partition and the source's time")
             return self.lake.merge(table, piece.partition, piece, provenance, window, piece.watermark)
         return self.lake.replace(table, piece.partition or None, piece.rows, provenance, window)
 
-    def _inputs(self, spec: dg.AssetSpec, table: Table, partition: str) -> dict[str, str]:
-        window = _window_of(table, partition)
-        inputs: dict[str, str] = {}
-        for dep in spec.deps:
-            upstream = table_of("/".join(dep.asset_key.path))
-            keys = self._upstream_keys(upstream, table, window, dep.partition_mapping)
-            parts = {key: found for key in keys if (found := self._content_hash(upstream, key))}
-            inputs[upstream.name] = hash_of(parts)
-        return inputs
-
-    def _upstream_keys(
-        self, upstream: Table, table: Table, window: tuple[datetime, datetime] | None, mapping: Any
-    ) -> list[str]:
-        if upstream.clock == "none" or window is None:
-            return self.lake.partitions(upstream)
-        step = DAY if table.clock == "daily" else WEEK
-        start = window[0] + getattr(mapping, "start_offset", 0) * step
-        end = window[1] + getattr(mapping, "end_offset", 0) * step
-        if upstream.clock == "weekly":
-            start = datetime.combine(monday_of(start.date()), datetime.min.time())
-        return [key for key, _, _ in keys_of(upstream.clock, start, end)]
-
-    def _content_hash(self, table: Table, partition: str) -> str | None:
-        try:
-            status = self.lake.path(table, partition).stat()
-        except FileNotFoundError:
-            return None
-        known = (table.name, partition, status.st_ino)
-        if known not in self._hashes:
-            provenance = self.lake.provenance(table, partition)
-            if provenance is None:
-                return None
-            self._hashes[known] = provenance.content_hash
-        return self._hashes[known]
-
 
 def report(context: Any, key: dg.AssetKey, stored: list[Provenance]) -> dict[str, Any]:
     """Tell Dagster what was stored; returns the metadata of the materialization.
 
-    One partition gets its content hash as data version. Dagster tags all partitions of a step alike, so a range
-    carries the hashes in the metadata of each partition instead.
+    One partition gets its version as data version. Dagster tags all partitions of a step alike, so those of a range
+    share one version over all of them, which the same rows give again, and carry their own in their metadata.
     """
-    if len(stored) == 1:
-        context.set_data_version(key, dg.DataVersion(stored[0].content_hash))
-    else:
+    versions = {item.partition: version_of(item) for item in stored}
+    together = versions[stored[0].partition] if len(stored) == 1 else hash_of(versions)
+    # Dagster warns of a version of a table that reads itself, because it differs from the one that was read.
+    if stored[0].asset not in stored[0].inputs:
+        context.set_data_version(key, dg.DataVersion(together))
+    if len(stored) > 1:
         for item in stored:
             context.add_asset_metadata(
                 {"rows": item.rows, "content_hash": item.content_hash},
@@ -267,12 +234,16 @@ def _pieces(table: Table, obj: Any, window: tuple[datetime, datetime] | None) ->
             f"{table.name}: rows from {times.min()} to {times.max()} lie outside the run's window "
             f"[{start}, {end}); return only rows of the window"
         )
+    if times is not None:
+        # In order of time a partition is a slice; comparing all rows for each partition would grow as their product.
+        order = np.argsort(times, kind="stable")
+        rows, times = rows.take(pa.array(order)), times[order]
     for key, left, right in keys_of(table.clock, start, end):
         if times is None:
             yield Piece(key, rows)
             continue
-        inside = (times >= np.datetime64(left)) & (times < np.datetime64(right))
-        yield Piece(key, rows.filter(pa.array(inside)))
+        first, last = np.searchsorted(times, np.array([left, right], "datetime64[us]"))
+        yield Piece(key, rows.slice(first, last - first))
 
 
 def to_pandas(rows: pa.Table) -> pd.DataFrame:
@@ -281,10 +252,3 @@ def to_pandas(rows: pa.Table) -> pd.DataFrame:
         if pa.types.is_decimal(field.type):
             rows = rows.set_column(at, field.name, rows.column(at).cast(pa.float64()))
     return rows.to_pandas()
-
-
-def _window_of(table: Table, partition: str) -> tuple[datetime, datetime] | None:
-    if table.clock == "none":
-        return None
-    start = datetime.fromisoformat(partition)
-    return start, start + (DAY if table.clock == "daily" else WEEK)

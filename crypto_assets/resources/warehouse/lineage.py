@@ -1,0 +1,322 @@
+"""What stored partitions were made from, and which of them no longer follow from what is stored.
+
+Here: the one place that knows which upstream partitions a partition reads, and the comparison of what it was made from
+with what it would be made from now, by file metadata alone. Not here: who is told (``automation``) and storing
+(``lake``). The publisher, automation and tests import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import dagster as dg
+import pyarrow.parquet as pq
+
+from crypto_assets.partitions import DAY, WEEK, keys_of, monday_of
+from crypto_assets.resources.warehouse.conform import content_hash
+from crypto_assets.resources.warehouse.lake import Lake, Provenance, hash_of
+from crypto_assets.schemas import TABLES, Table, table_of
+
+#: The source that says how far a day has come.
+CLOCKWORK = table_of("raw/klines")
+SOURCES = tuple(table.name for table in TABLES.values() if table.write == "merge")
+
+#: What tells one version of a file from the next: inode and time of change.
+Mark = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Read:
+    """One upstream table of an asset and the partitions it reads, as offsets in periods of the reader's clock."""
+
+    upstream: Table
+    first: int
+    last: int
+
+
+def reads_of(spec: dg.AssetSpec) -> tuple[Read, ...]:
+    """What an asset reads, by its declared dependencies; without a mapping it is the same period."""
+    return tuple(
+        Read(
+            table_of("/".join(dep.asset_key.path)),
+            getattr(dep.partition_mapping, "start_offset", 0),
+            getattr(dep.partition_mapping, "end_offset", 0),
+        )
+        for dep in spec.deps
+    )
+
+
+def version_of(stored: Provenance) -> str:
+    """What changes whenever a stored partition says something new: its rows and, of a source, how far it was read.
+
+    An hour in which nothing traded adds no row, yet whatever is derived has to know that it has passed.
+    """
+    if stored.watermark is None:
+        return stored.content_hash
+    return hash_of({"rows": stored.content_hash, "watermark": stored.watermark.isoformat()})
+
+
+def window_of_partition(table: Table, partition: str) -> tuple[datetime, datetime] | None:
+    """Naive UTC window of a partition key; None without partitions."""
+    if table.clock == "none":
+        return None
+    start = datetime.fromisoformat(partition)
+    return start, start + (DAY if table.clock == "daily" else WEEK)
+
+
+class Lineage:
+    """Compares what partitions were made from with what is stored.
+
+    Each file is looked at once: what one object says holds for one moment. ``again`` gives one for a later moment.
+
+    Parameters
+    ----------
+    lake
+        The partitions.
+    reads
+        Name of each derived table -> what it reads; sources are left out.
+    """
+
+    def __init__(self, lake: Lake, reads: Mapping[str, tuple[Read, ...]] | None = None) -> None:
+        self.lake = lake
+        self.reads = dict(reads or {})
+        # Learned from files, which are replaced and never changed; shared by all moments.
+        self._paths: dict[tuple[str, str], Path] = {}
+        self._stored: dict[tuple[str, str], tuple[Mark, Provenance]] = {}
+        self._latest: dict[tuple[str, str], tuple[Mark, tuple[datetime, bool]]] = {}
+        self._known: dict[tuple[str, str, str, datetime], str] = {}
+        self._forget_all()
+
+    def again(self) -> Lineage:
+        """The same for a later moment."""
+        later = copy(self)
+        later._forget_all()
+        return later
+
+    def forget(self, table: Table, partition: str) -> None:
+        """Look at one partition anew, which was just stored."""
+        self._marks.pop((table.name, partition), None)
+
+    def _forget_all(self) -> None:
+        self._marks: dict[tuple[str, str], Mark | None] = {}
+        self._changes: dict[tuple[str, str], str | None] = {}
+        self._days: list[str] | None = None
+
+    # -- what is stored
+
+    def provenance(self, table: Table, partition: str) -> Provenance | None:
+        """What a stored partition says of itself; None if it is not stored."""
+        mark = self._mark(table, partition)
+        if mark is None:
+            return None
+        found = self._stored.get((table.name, partition))
+        if found is None or found[0] != mark:
+            stored = self.lake.provenance(table, partition)
+            if stored is None:
+                return None
+            found = self._stored[table.name, partition] = (mark, stored)
+        return found[1]
+
+    @property
+    def days(self) -> list[str]:
+        """The days on which the exchange was read, in order."""
+        if self._days is None:
+            self._days = self.lake.partitions(CLOCKWORK)
+        return self._days
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the file of any partition with a clock is added, replaced or removed."""
+        tables = {name: table_of(name) for name in (*self.reads, *SOURCES)}
+        marks = {
+            f"{name} {key}": str(self._mark(table, key))
+            for name, table in tables.items()
+            if table.clock != "none"
+            for key in (self._weeks() if table.clock == "weekly" else self.days)
+        }
+        return hash_of(marks)
+
+    def _weeks(self) -> list[str]:
+        return sorted({monday_of(datetime.fromisoformat(day).date()).isoformat() for day in self.days})
+
+    def is_whole(self, day: datetime) -> bool:
+        """Whether the exchange was read to the end of a UTC day."""
+        stored = self.provenance(CLOCKWORK, day.date().isoformat())
+        return stored is not None and stored.watermark is not None and stored.watermark >= day + DAY
+
+    def _mark(self, table: Table, partition: str) -> Mark | None:
+        at = (table.name, partition)
+        if at not in self._marks:
+            path = self._paths.get(at) or self._paths.setdefault(at, self.lake.path(table, partition))
+            try:
+                status = path.stat()
+                self._marks[at] = (status.st_ino, status.st_mtime_ns)
+            except FileNotFoundError:
+                self._marks[at] = None
+        return self._marks[at]
+
+    # -- what a partition reads
+
+    def keys(self, table: Table, read: Read, partition: str) -> list[str]:
+        """The upstream partitions that a partition reads, stored or not.
+
+        A table that looks ahead reads whole days only: the running day would have it made anew with every interval,
+        for labels that nobody fits on before the day is over.
+        """
+        window = window_of_partition(table, partition)
+        if read.upstream.clock == "none" or window is None:
+            return self.lake.partitions(read.upstream)
+        step = DAY if table.clock == "daily" else WEEK
+        start, end = window[0] + read.first * step, window[1] + read.last * step
+        if read.upstream.clock == "weekly":
+            start = datetime.combine(monday_of(start.date()), datetime.min.time())
+        found = keys_of(read.upstream.clock, start, end)
+        return [key for key, day, _ in found if read.last <= 0 or self.is_whole(day)]
+
+    def readers_of(self, source: Table) -> list[str]:
+        """The daily tables that read a source directly."""
+        return [
+            name
+            for name, reads in self.reads.items()
+            if table_of(name).clock == "daily" and any(read.upstream is source for read in reads)
+        ]
+
+    def inputs(self, table: Table, partition: str, reads: Iterable[Read]) -> dict[str, str]:
+        """Name of each upstream table -> one hash over the versions of the partitions that are read and stored."""
+        found = {}
+        for read in reads:
+            versions = {
+                key: version
+                for key in self.keys(table, read, partition)
+                if (version := self._version(table, partition, read.upstream, key))
+            }
+            found[read.upstream.name] = hash_of(versions)
+        return found
+
+    def _version(self, table: Table, partition: str, upstream: Table, key: str) -> str | None:
+        stored = self.provenance(upstream, key)
+        if stored is None:
+            return None
+        if table.clock == "weekly" and upstream.clock == "daily":
+            return self._version_known_by(datetime.fromisoformat(partition), upstream, key, stored)
+        return version_of(stored)
+
+    def _version_known_by(self, cut: datetime, upstream: Table, key: str, stored: Provenance) -> str:
+        # A fit drops rows that were not known at its cut, so a label that is decided later changes nothing for it.
+        latest, all_known = self._latest_known(upstream, key)
+        if all_known and latest <= cut:
+            return version_of(stored)
+        bound = min(cut, latest)
+        at = (upstream.name, key, stored.content_hash, bound)
+        if at not in self._known:
+            rows = self.lake.read(upstream, [key], where=f"known_at <= timestamp '{bound}'")
+            self._known[at] = content_hash(rows)
+        return self._known[at]
+
+    def _latest_known(self, upstream: Table, key: str) -> tuple[datetime, bool]:
+        # By the file's statistics: when the last row was known, and whether every row has been.
+        mark = self._mark(upstream, key)
+        found = self._latest.get((upstream.name, key))
+        if mark is not None and (found is None or found[0] != mark):
+            metadata = pq.read_metadata(self.lake.path(upstream, key))
+            at = upstream.column_names.index("known_at")
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            statistics = [group.column(at).statistics for group in groups if group.num_rows]
+            # A column without a value has no statistics.
+            bounds = [one.max for one in statistics if one is not None and one.has_min_max]
+            latest = max(bounds, default=datetime(1, 1, 1))
+            all_known = all(one is not None and one.null_count == 0 for one in statistics)
+            found = (mark, (latest, all_known))
+            self._latest[upstream.name, key] = found
+        return found[1] if found else (datetime(1, 1, 1), True)
+
+    # -- what no longer follows
+
+    def change(self, name: str, partition: str) -> str | None:
+        """A hash of what a partition would now be made from; None if it was made from exactly that, or cannot be made."""
+        at = (name, partition)
+        if at not in self._changes:
+            self._changes[at] = self._change(name, partition)
+        return self._changes[at]
+
+    def _change(self, name: str, partition: str) -> str | None:
+        table = table_of(name)
+        if not self.is_ready(name, partition):
+            return None
+        now = self.inputs(table, partition, self.reads[name])
+        stored = self.provenance(table, partition)
+        if stored is not None and dict(stored.inputs) == now:
+            return None
+        return hash_of(now)
+
+    def is_ready(self, name: str, partition: str, expected: Mapping[str, set[str]] | None = None) -> bool:
+        """Whether all that a partition reads of its own period is stored, and for a fit the week before is whole.
+
+        Parameters
+        ----------
+        expected
+            Upstream table -> partitions that will be stored by the time this one is made.
+        """
+        table = table_of(name)
+        if table.clock == "weekly":
+            return self.week_before_is_whole(name, datetime.fromisoformat(partition))
+        return all(
+            self._has_own_period(table, read, partition, (expected or {}).get(read.upstream.name, set()))
+            for read in self.reads[name]
+        )
+
+    def _has_own_period(self, table: Table, read: Read, partition: str, expected: set[str]) -> bool:
+        if table.clock == "none" or read.upstream.clock == "none":
+            return bool(self.lake.partitions(read.upstream))
+        source = read.upstream.name not in self.reads
+        if not read.first <= 0 <= read.last or (source and read.upstream is not CLOCKWORK):
+            # What a source has not published yet is unknown, not awaited.
+            return True
+        own = partition
+        if read.upstream.clock == "weekly":
+            own = monday_of(datetime.fromisoformat(partition).date()).isoformat()
+        if read.last > 0 and not self.is_whole(datetime.fromisoformat(own)):
+            return False
+        return own in expected or self.provenance(read.upstream, own) is not None
+
+    def week_before_is_whole(self, name: str, cut: datetime) -> bool:
+        """Whether a fit may be made: nothing of the week before its cut is still to come or to be made anew.
+
+        Where nothing was collected before the cut there is nothing to wait for.
+        """
+        before = [key for key in self.days if key < cut.date().isoformat()]
+        if not before:
+            return bool(self.days)
+        if not self.is_whole(cut - DAY):
+            return False
+        upstream = self._daily_ancestors(name)
+        week = {key for key, _, _ in keys_of("daily", cut - WEEK, cut)} & set(before)
+        return all(
+            self.provenance(table_of(parent), key) is not None and self.change(parent, key) is None
+            for key in sorted(week)
+            for parent in upstream
+        )
+
+    def _daily_ancestors(self, name: str) -> list[str]:
+        found: dict[str, None] = {}
+        waiting = [name]
+        while waiting:
+            for read in self.reads.get(waiting.pop(), ()):
+                parent = read.upstream
+                if parent.name in self.reads and parent.clock == "daily" and parent.name not in found:
+                    found[parent.name] = None
+                    waiting.append(parent.name)
+        return list(found)
+
+    def changed(self, names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+        """Derived tables with the partitions that can be made and do not follow from what is stored, in the given order.
+
+        Looked at are the days on which the exchange was read, and their weeks.
+        """
+        periods = {"daily": self.days, "weekly": self._weeks()}
+        for name in names:
+            keys = periods.get(table_of(name).clock, [])
+            yield name, [key for key in keys if self.change(name, key) is not None]
