@@ -44,7 +44,7 @@ test-fast: setup ## the quick part of them
 	$(BIN)/python -m pytest -m "not services and not slow"
 
 test-services: setup ## tests that need a browser; installs Chromium where it may, else says why it skips
-	@$(if $(BROWSER),,apt-get -qq update && apt-get -qq install -y chromium >/dev/null || true)
+	@$(if $(BROWSER),,timeout 300 sh -c "apt-get -qq update && apt-get -qq install -y chromium" >/dev/null || true)
 	$(BIN)/python -m pytest -m services -rs
 
 check: setup ## style, types and architecture

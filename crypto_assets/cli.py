@@ -247,7 +247,7 @@ def _show_holdings(settings: Settings) -> None:
         f"{holdings['decision_at'].nunique()} decisions are in {settings.warehouse.folder / 'warehouse.duckdb'}"
     )
     console.print(
-        "Next: make run opens the lineage graph in the browser; see Tour in README.md for what to click."
+        "Next: make run opens the lineage graph in the browser; see 'What you see' in README.md for what to click."
     )
 
 
