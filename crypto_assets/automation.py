@@ -16,8 +16,10 @@ import dagster as dg
 
 from crypto_assets.partitions import DAILY, DAY, WEEK, WEEKLY, keys_of
 from crypto_assets.resources.exchange import ExchangeResource
-from crypto_assets.resources.ingest import PUBLICATION_LAG
+from crypto_assets.resources.ingest import PUBLICATION_LAG, midnight_before
+from crypto_assets.resources.snapshots import coins_with_caps
 from crypto_assets.resources.sources import RetryPolicy, SourceError
+from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.resources.warehouse.lake import hash_of, missing_in
 from crypto_assets.resources.warehouse.lineage import CLOCKWORK, Lineage, Read
 from crypto_assets.runs import RANGE_END, RANGE_START
@@ -233,20 +235,17 @@ def market_data_schedule(lineage: Lineage, status: dg.DefaultScheduleStatus) -> 
         default_status=status,
         description="Requests today's raw/symbols and raw/coins, and raw/market_caps of days that are published.",
     )
-    def daily_market_data(exchange: ExchangeResource) -> list[dg.RunRequest] | dg.SkipReason:
+    def daily_market_data(
+        exchange: ExchangeResource, settings: dg.ResourceParam[Settings], warehouse: WarehouseResource
+    ) -> list[dg.RunRequest] | dg.SkipReason:
         try:
             now = exchange.client().server_time()
         except SourceError as error:
             return dg.SkipReason(str(error))
-        table, moment = table_of("raw/market_caps"), lineage.again()
-        series = {
-            item.series
-            for key in lineage.lake.partitions(table)
-            if (stored := moment.provenance(table, key)) is not None
-            for item in stored.coverage
-        }
-        published = (now - PUBLICATION_LAG).replace(hour=0, minute=0, second=0, microsecond=0)
-        days = days_to_read(moment, table, sorted(series), published)
+        known = warehouse.newest("raw/coins", by=["coin_id"])
+        series = [f"coingecko|{coin_id}|1d" for coin_id in coins_with_caps(known, settings)]
+        published = midnight_before(now - PUBLICATION_LAG)
+        days = days_to_read(lineage.again(), table_of("raw/market_caps"), series, published)
         today = now.date().isoformat()
         # First what there is, then its history: a new coin is mapped before its caps are asked for.
         wanted = [(SNAPSHOTS, today, today)]
@@ -339,7 +338,7 @@ def days_to_read(lineage: Lineage, table: Table, series: Sequence[str], until: d
         Of the stored days those with a hole, and every day from the newest stored one, at the latest yesterday, on.
     """
     stored = lineage.lake.partitions(table)
-    today = until.replace(hour=0, minute=0, second=0, microsecond=0)
+    today = midnight_before(until)
     first = min(today - DAY, datetime.fromisoformat(stored[-1])) if stored else today - DAY
     recent = [key for key, _, _ in keys_of("daily", first, today + DAY)]
     known = set(DAILY.get_partition_keys())

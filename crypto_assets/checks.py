@@ -22,6 +22,7 @@ from crypto_assets.intervals import INTERVAL_MS, interval_delta
 from crypto_assets.partitions import keys_of, window_of
 from crypto_assets.resources.dbt_assets import lives_of
 from crypto_assets.resources.ingest import PUBLICATION_LAG
+from crypto_assets.resources.snapshots import coins_with_caps
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.resources.warehouse.lake import Lake, Provenance, memory_connection, missing_in
 from crypto_assets.schemas import ARROW_TYPES, TABLES, Table
@@ -543,7 +544,7 @@ _BOUNDS: dict[str, dict[str, str]] = {
         "a weight lies in 0 to 1": "weight_frac between 0 and 1 and weight_before_frac between 0 and 1",
     },
     "reports/portfolio_backtest": {
-        "equity is positive": "equity > 0",
+        "equity is not negative": "equity >= 0",
         "turnover and fees are not negative": "turnover_frac >= 0 and fee_frac >= 0",
     },
 }
@@ -586,7 +587,7 @@ class _Grid:
     length, lag
         Length of an interval, and how long after its end it is published.
     expected
-        Series that must be covered; None: all that the coverage mentions.
+        Series that must be covered.
     present
         Condition on rows that hold something.
     possible
@@ -600,7 +601,7 @@ class _Grid:
     series: str
     length: timedelta
     lag: timedelta
-    expected: tuple[str, ...] | None
+    expected: Callable[["Evidence"], Sequence[str]]
     present: str
     possible: str
     at_source: str | None = None
@@ -608,13 +609,12 @@ class _Grid:
 
 def _grid(table: Table, settings: Settings) -> _Grid | None:
     asked = f"{settings.venue}|{{}}|{settings.base_interval}"
-    markets = settings.universe.markets
     trades = f"kind = 'trade' and interval = '{settings.base_interval}'"
     if table == _KLINES:
         lives = f"(select symbol, min(ts) as first, max(ts) as last from rows where {trades} group by symbol)"
         possible = f"select absent.* from absent join {lives} using (symbol) where ts between first and last"
         base = interval_delta(settings.base_interval)
-        return _Grid(_KLINES, "symbol", asked, base, timedelta(0), markets, trades, possible)
+        return _Grid(_KLINES, "symbol", asked, base, timedelta(0), _markets, trades, possible)
     if table == _RASTER:
         bar = interval_delta(settings.raster_interval)
         possible = "select absent.* from absent semi join rows using (symbol, ts)"
@@ -622,11 +622,20 @@ def _grid(table: Table, settings: Settings) -> _Grid | None:
             f"select distinct symbol, time_bucket({_sql(bar)}, ts) from base join lives using (symbol) "
             f"where {trades} and ts >= coalesce(valid_from, ts) and (valid_to is null or ts < valid_to)"
         )
-        return _Grid(_KLINES, "symbol", asked, bar, timedelta(0), markets, "has_bar", possible, at_source)
+        return _Grid(_KLINES, "symbol", asked, bar, timedelta(0), _markets, "has_bar", possible, at_source)
     if table == _CAPS:
         known, possible = "market_cap_usd is not null", "select * from absent"
-        return _Grid(_CAPS, "coin_id", "coingecko|{}|1d", _DAY, PUBLICATION_LAG, None, known, possible)
+        return _Grid(_CAPS, "coin_id", "coingecko|{}|1d", _DAY, PUBLICATION_LAG, _coins, known, possible)
     return None
+
+
+def _markets(evidence: Evidence) -> Sequence[str]:
+    return evidence.settings.universe.markets
+
+
+def _coins(evidence: Evidence) -> Sequence[str]:
+    warehouse = WarehouseResource(folder=str(evidence.lake.folder))
+    return coins_with_caps(warehouse.newest("raw/coins", by=["coin_id"]), evidence.settings)
 
 
 def _gap_check(grid: _Grid) -> Check:
@@ -635,7 +644,7 @@ def _gap_check(grid: _Grid) -> Check:
     series = (
         f"(select {name}, cause, min(ts) as first, max(ts) as last, count(*) as n from absent group by all)"
     )
-    rules = [Rule("the source was asked for every interval", "cause <> 'never asked'", of=series)]
+    rules = [Rule("the source has answered for every interval", "cause <> 'unanswered'", of=series)]
     if grid.at_source is not None:
         rules.append(Rule("every interval that the source holds is here", "cause <> 'lost'", of=series))
     islands = f"ts - {_sql(grid.length)} * row_number() over (partition by {name} order by ts)"
@@ -659,24 +668,23 @@ def _gap_check(grid: _Grid) -> Check:
 
 def _list_absent(grid: _Grid, evidence: Evidence) -> None:
     days = _stored(evidence.lake, grid.source, evidence.partitions)
-    mentioned = {item.series.split("|")[1] for day in days.values() for item in day.coverage}
-    names = sorted(mentioned) if grid.expected is None else grid.expected
+    names = grid.expected(evidence)
     due: list[dict[str, object]] = []
-    unasked: list[dict[str, object]] = []
+    unanswered: list[dict[str, object]] = []
     for key, day in days.items():
         start, stop = _due(key, day, grid)
         if start == stop:
             continue
         due.append({"start": start, "stop": stop})
         covered = {item.series: item.ranges for item in day.coverage}
-        unasked += [
+        unanswered += [
             {"name": name, "start": left, "stop": right}
             for name in names
             for left, right in missing_in(covered.get(grid.series.format(name), ()), start, stop)
         ]
     span = {"start": "TIMESTAMP", "stop": "TIMESTAMP"}
     _load(evidence, "due", due, span)
-    _load(evidence, "unasked", unasked, {"name": "VARCHAR"} | span)
+    _load(evidence, "unanswered", unanswered, {"name": "VARCHAR"} | span)
     _load(evidence, "series", [{grid.name: name} for name in names], {grid.name: "VARCHAR"})
     lost = "false"
     if grid.at_source is not None:
@@ -696,10 +704,10 @@ def _list_absent(grid: _Grid, evidence: Evidence) -> None:
             case
                 when {lost} then 'lost'
                 when exists (
-                    select 1 from unasked
-                    where unasked.name = missing.{grid.name}
-                        and unasked.start < missing.ts + {_sql(grid.length)} and unasked.stop > missing.ts
-                ) then 'never asked'
+                    select 1 from unanswered
+                    where unanswered.name = missing.{grid.name}
+                        and unanswered.start < missing.ts + {_sql(grid.length)} and unanswered.stop > missing.ts
+                ) then 'unanswered'
                 else 'source'
             end as cause
         from missing

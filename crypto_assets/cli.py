@@ -51,10 +51,14 @@ def market(
     port: Annotated[
         int | None, typer.Option(help="port on loopback; by default the one in platform.yaml")
     ] = None,
+    *,
+    with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve the simulated exchange and CoinGecko on loopback until interrupted."""
     from crypto_assets.simulation.server import Clock, serve
 
+    if with_parent:
+        local.stop_with_parent()
     settings = current_settings()
     serve(simulated_world(settings), Clock(settings.simulation.now), port=port or settings.simulation.port)
 
@@ -186,7 +190,8 @@ def _materialize_all(settings: Settings) -> bool:
 
     chosen = runs.steps(defs)
     lake = Lake(settings.warehouse.folder)
-    failed_checks: list[str] = []
+    failed: list[str] = []
+    warnings: list[str] = []
     columns = (
         TextColumn("{task.description:<27}"),
         _Reached(),
@@ -207,18 +212,24 @@ def _materialize_all(settings: Settings) -> bool:
             reached = partial(runs.reached, lake, step, datetime.now(UTC))
             progress.update(task, description=step.name, reached=reached)
             outcome = next(outcomes)
-            failed_checks += outcome.failed_checks
+            failed += outcome.failed_checks
+            warnings += outcome.warnings
             if not outcome.success:
                 progress.stop()
-                console.print(f"{step.name} failed: {outcome.error}", style="red", markup=False)
+                if outcome.interrupted:
+                    console.print(f"stopped in {step.name}; what is stored stays, run again to go on")
+                else:
+                    console.print(f"{step.name} failed: {outcome.error}", style="red", markup=False)
                 return False
             progress.update(task, advance=len(step.keys))
             if not screen.is_terminal:
                 screen.print(f"{monotonic() - began:6.1f} s  {step.name}", markup=False, highlight=False)
         progress.update(task, description="done", reached=None)
-    if failed_checks:
-        console.print(f"checks that did not pass: {', '.join(failed_checks)}", style="yellow", markup=False)
-    return True
+    if warnings:
+        console.print(f"checks that warn: {', '.join(warnings)}", style="yellow", markup=False)
+    if failed:
+        console.print(f"checks that failed: {', '.join(failed)}", style="red", markup=False)
+    return not failed
 
 
 def _show_holdings(settings: Settings) -> None:

@@ -5,7 +5,7 @@ Read it first. Not here: assets (``assets``), what they compute (``quant``), wha
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
 
 import dagster as dg
 
@@ -49,9 +49,41 @@ STAGES = {
     "quality": quality,
 }
 
+_DBT_SETTINGS = (
+    "venue",
+    "base_interval",
+    "rollup_intervals",
+    "raster_interval",
+    "universe",
+    "listings",
+    "coins",
+)
+
+#: The settings that derived stages are made by: an edit makes their tables due again.
+STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "rollups": _DBT_SETTINGS,
+    "features": _DBT_SETTINGS,
+    "labels": ("labels", "costs", "raster_interval"),
+    "factors": ("factors", "raster_interval"),
+    "weights": ("weights", "factors"),
+    "predictions": ("models",),
+    "signals": ("signals", "models", "costs", "raster_interval"),
+    "holdings": ("portfolio", "labels", "universe", "raster_interval"),
+    "reports": ("costs", "raster_interval"),
+}
+
+
+def code_version_of(spec: dg.AssetSpec, settings: Settings) -> str | None:
+    """Version of the SQL and settings that make a derived table; None of what shows or collects what is there."""
+    sections = STAGE_SETTINGS.get(spec.key.path[0])
+    if sections is None:
+        return None
+    chosen = settings.model_dump_json(include=set(sections))
+    return hashlib.sha256(f"{spec.code_version} {chosen}".encode()).hexdigest()[:16]
+
 
 def house_rules(spec: dg.AssetSpec, lineage: Lineage) -> dg.AssetSpec:
-    """Give every asset its contract and its condition: time column, column schema, group, when it is made by itself."""
+    """Give every asset its contract, version and condition: column schema, group, when it is made by itself."""
     table = table_of("/".join(spec.key.path))
     columns = [
         dg.TableColumn(
@@ -73,6 +105,7 @@ def house_rules(spec: dg.AssetSpec, lineage: Lineage) -> dg.AssetSpec:
     return spec.replace_attributes(
         metadata=metadata,
         group_name=table.stage,
+        code_version=lineage.code_versions.get(table.name),
         automation_condition=automation.condition_of(table, lineage),
     )
 
@@ -87,17 +120,21 @@ def loaded_assets() -> list[dg.AssetsDefinition]:
     return found
 
 
-def lineage_of(folder: Path) -> Lineage:
-    """What follows from what in one warehouse, by the dependencies of the derived assets."""
+def lineage_of(settings: Settings) -> Lineage:
+    """What follows from what in one warehouse, by the dependencies and versions of the derived assets."""
     specs = [spec for asset in loaded_assets() for spec in asset.specs]
     named = {"/".join(spec.key.path): spec for spec in specs}
-    derived = {name: reads_of(spec) for name, spec in named.items() if table_of(name).write == "replace"}
-    return Lineage(Lake(folder), derived)
+    derived = {name: spec for name, spec in named.items() if table_of(name).write == "replace"}
+    return Lineage(
+        Lake(settings.warehouse.folder),
+        {name: reads_of(spec) for name, spec in derived.items()},
+        {name: code_version_of(spec, settings) for name, spec in derived.items()},
+    )
 
 
 def all_assets(lineage: Lineage | None = None) -> list[dg.AssetsDefinition]:
     """The assets of all stages under the house rules; their conditions look at the settings' warehouse by default."""
-    known = lineage or lineage_of(current_settings().warehouse.folder)
+    known = lineage or lineage_of(current_settings())
     return [asset.map_asset_specs(lambda spec: house_rules(spec, known)) for asset in loaded_assets()]
 
 
@@ -138,7 +175,7 @@ def definitions_of(settings: Settings) -> dg.Definitions:
 
     A simulated market's clock stands still and nothing there is ever due, so what would watch it starts switched off.
     """
-    lineage = lineage_of(settings.warehouse.folder)
+    lineage = lineage_of(settings)
     on = not settings.simulated
     sensors = dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED
     schedules = dg.DefaultScheduleStatus.RUNNING if on else dg.DefaultScheduleStatus.STOPPED

@@ -29,6 +29,9 @@ INTERVAL_MS: dict[str, int] = {
     "1d": DAY_MS,
 }
 
+#: From one decision of a portfolio to the next, which is also the horizon of its labels, views and covariance.
+REBALANCE_PERIOD = {"hourly": timedelta(hours=1), "daily": timedelta(days=1), "weekly": timedelta(days=7)}
+
 
 def interval_ms(interval: str) -> int:
     """Length of an interval in milliseconds.

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Generator, Sequence
@@ -64,6 +65,29 @@ def prepare_home(home: Path) -> None:
     )
 
 
+def require_same_market(settings: Settings) -> None:
+    """Remember which simulated market a warehouse is filled from, and refuse to mix it with another one.
+
+    Raises
+    ------
+    LocalError
+        If what is stored came from another market: coverage would keep it, and only new days would be asked for.
+    """
+    told = settings.simulation.model_dump(mode="json", include={settings.world}) | {
+        "base_interval": settings.base_interval
+    }
+    note = settings.warehouse.folder / "market.json"
+    if not note.exists():
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    before = json.loads(note.read_text(encoding="utf-8"))
+    if before != told:
+        raise LocalError(
+            f"{note.parent} was filled from another simulated market ({before}) than platform.yaml describes now "
+            f"({told}); remove that folder, or set CRYPTO_ASSETS_DATA to another one"
+        )
+
+
 @contextmanager
 def market(settings: Settings) -> Generator[None]:
     """The simulated exchange and CoinGecko as a process of their own; nothing where another address is set.
@@ -71,16 +95,27 @@ def market(settings: Settings) -> Generator[None]:
     Raises
     ------
     LocalError
-        If the port is taken or the process does not answer.
+        If the port is taken, the process does not answer, or the warehouse was filled from another market.
     """
     if not settings.simulated or settings.environment.exchange_url:
         yield
         return
+    require_same_market(settings)
     require_free(settings.simulation.port, "simulation.port in platform.yaml")
     # A process of its own: serving and downloading then share two cores.
-    command = [sys.executable, "-m", "crypto_assets.cli", "market"]
+    command = [sys.executable, "-m", "crypto_assets.cli", "market", "--with-parent"]
     with _serving("the simulated market", command, market_address(settings)):
         yield
+
+
+def stop_with_parent() -> None:
+    """Interrupt this process when its standard input ends, which the process that started it holds open."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def market_address(settings: Settings) -> str:
@@ -152,7 +187,10 @@ def require_free(port: int, remedy: str) -> None:
 @contextmanager
 def _serving(name: str, command: Sequence[str], address: str) -> Generator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C then reaches this process alone, and each child is told once, in order.
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    # Its input ends when this process does, killed or not.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         _wait_for(name, process, address)
         yield process

@@ -21,7 +21,7 @@ def load(
     *,
     start: str | datetime | None = None,
     end: str | datetime | None = None,
-    symbols: Sequence[str] | None = None,
+    symbols: str | Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     folder: Path | None = None,
 ) -> pd.DataFrame:
@@ -34,7 +34,7 @@ def load(
     start, end
         Naive UTC bounds of the table's time column, end exclusive; only partitions that can hold such rows are read.
     symbols
-        Values of the ``symbol`` column to keep.
+        One or more values of the ``symbol`` column to keep.
     columns
         Columns to read; all when left out.
     folder
@@ -62,7 +62,8 @@ def load(
     if symbols is not None:
         if "symbol" not in table.column_names:
             raise ValueError(f"{name} has no symbols; its columns are {', '.join(table.column_names)}")
-        listed = ", ".join("'" + symbol.replace("'", "''") + "'" for symbol in symbols)
+        chosen = [symbols] if isinstance(symbols, str) else symbols
+        listed = ", ".join("'" + symbol.replace("'", "''") + "'" for symbol in chosen)
         conditions.append(f"symbol in ({listed})")
     partitions = None
     if table.clock != "none":

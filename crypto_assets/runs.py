@@ -21,6 +21,9 @@ from crypto_assets.schemas import Table, table_of
 #: Tags that tell Dagster the range of a run.
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
+_INTERRUPTED = (
+    f"{dg.DagsterExecutionInterruptedError.__module__}.{dg.DagsterExecutionInterruptedError.__name__}"
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step did."""
+    """What one step did; ``warnings`` are checks that did not pass and say so only."""
 
     step: Step
     success: bool
     error: str | None
     failed_checks: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody stopped it."""
+        return self.error is not None and self.error.startswith(_INTERRUPTED)
 
 
 def steps(definitions: dg.Definitions) -> list[Step]:
@@ -136,12 +145,12 @@ def materialize(
         result = job.execute_in_process(
             asset_selection=list(step.keys), tags=tags, instance=instance, raise_on_error=False
         )
-        failed = tuple(
-            f"{check.asset_key.to_user_string()}:{check.check_name}"
-            for check in result.get_asset_check_evaluations()
-            if not check.passed
-        )
-        yield Outcome(step, result.success, _error_of(result), failed)
+        broken: dict[dg.AssetCheckSeverity, list[str]] = {severity: [] for severity in dg.AssetCheckSeverity}
+        for check in result.get_asset_check_evaluations():
+            if not check.passed:
+                broken[check.severity].append(f"{check.asset_key.to_user_string()}:{check.check_name}")
+        failed, warned = broken[dg.AssetCheckSeverity.ERROR], broken[dg.AssetCheckSeverity.WARN]
+        yield Outcome(step, result.success, _error_of(result), tuple(failed), tuple(warned))
         if not result.success:
             return
 

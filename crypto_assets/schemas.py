@@ -557,6 +557,12 @@ _TABLES = (
             _c("w_mkt", "DOUBLE", "share in the prior; 0 where the cap is unknown; NULL unless eligible"),
             _c("sigma_frac", "DOUBLE", "standard deviation of the return per H"),
             _c("pi_frac", "DOUBLE", "equilibrium return per H"),
+            _c("covariance_method", "VARCHAR", "ledoit_wolf, or pairwise where a return is missing"),
+            _c(
+                "covariance_change_frac",
+                "DOUBLE",
+                "repair to the nearest positive semidefinite covariance, relative Frobenius norm",
+            ),
             _c("score_z", "DOUBLE", "mean of the available z-scored sources, clipped at 3"),
             _c("n_sources", "BIGINT", "sources in score_z"),
             _STATUS,
@@ -614,7 +620,12 @@ _TABLES = (
             _c("listing_id", "VARCHAR", "one life of a symbol; NULL for cash"),
             _r("horizon", "VARCHAR", "rebalance period H"),
             _r("weight_frac", "DOUBLE", "weight to hold, 0 to the cap; sums to one with cash"),
-            _r("weight_before_frac", "DOUBLE", "weight held until now, drifted with prices"),
+            _r(
+                "weight_before_frac",
+                "DOUBLE",
+                "target of the decision before, drifted with prices: its orders are taken as filled, which "
+                "only the backtest checks",
+            ),
             _c("weight_prior_frac", "DOUBLE", "share in the market prior"),
             _c("mu_frac", "DOUBLE", "posterior expected return per H"),
             _c(

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from datetime import date, time, timedelta
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime, time, timedelta
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     NaiveDatetime,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
+    with_config,
 )
+from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict
 
-from crypto_assets.intervals import DAY_MS, INTERVAL_MS, interval_ms
+from crypto_assets.intervals import DAY_MS, REBALANCE_PERIOD, interval_delta, interval_ms
 from crypto_assets.schemas import TABLES
 
 PREFIX = "CRYPTO_ASSETS_"
@@ -37,6 +43,11 @@ _NOT_FEATURES = {"symbol", "ts", "known_at", "listing_id", "n_eligible"}
 FEATURE_COLUMNS: tuple[str, ...] = tuple(
     column for name in FEATURE_TABLES for column in TABLES[name].column_names if column not in _NOT_FEATURES
 )
+
+#: What the synthetic market trades: ``simulation.synthetic_days.COINS`` against USDT. Only what serves that market
+#: may import it, so a test holds the two equal.
+SYNTHETIC_QUOTE = "USDT"
+SYNTHETIC_SYMBOLS = ("BTC", "ETH", "BNB", "SOL", "XRP", "ADA", "DOGE", "AVAX", "LINK", "LTC", "ARB", "SRM")
 
 
 class SettingsError(ValueError):
@@ -71,10 +82,24 @@ def _clock_time(value: Any) -> Any:
     return value
 
 
-Interval = Annotated[str, Field(description="one of " + ", ".join(INTERVAL_MS))]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+def _hours(value: timedelta) -> str:
+    minutes = value // timedelta(minutes=1)
+    return f"{minutes}m" if minutes % 60 else f"{minutes // 60}h"
+
+
+def _once(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = sorted({item for item in value if value.count(item) > 1})
+    if twice:
+        raise ValueError(f"named twice: {', '.join(map(str, twice))}; name each once")
+    return value
+
+
+Interval = Annotated[str, AfterValidator(_interval)]
+Share = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 AssetCode = Annotated[str, Field(pattern=r"^[A-Z0-9]{1,15}$")]
+AssetCodes = Annotated[tuple[AssetCode, ...], AfterValidator(_once)]
 
 
 class Warehouse(_Section):
@@ -87,12 +112,12 @@ class Universe(_Section):
     """What is collected, and what may be held (conventions of the point-in-time universe)."""
 
     quote: AssetCode
-    symbols: tuple[AssetCode, ...] = Field(min_length=1)
-    min_history_days: Positive
-    max_bar_age: int = Field(ge=0)
-    min_turnover_quote: float = Field(ge=0)
-    pegged: tuple[AssetCode, ...] = ()
-    wrapped: tuple[AssetCode, ...] = ()
+    symbols: AssetCodes = Field(min_length=1)
+    min_history_days: int = Field(ge=1, le=30)  # the features look back 30 days
+    max_bar_age: int = Field(ge=0, le=48)  # the raster ends 48 h after the last bar
+    min_turnover_quote: NotNegative
+    pegged: AssetCodes = ()
+    wrapped: AssetCodes = ()
 
     @property
     def markets(self) -> tuple[str, ...]:
@@ -106,22 +131,54 @@ class Universe(_Section):
 
     @field_validator("symbols")
     @classmethod
-    def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({symbol for symbol in value if value.count(symbol) > 1})
-        if twice:
-            raise ValueError(f"named twice: {', '.join(twice)}")
+    def _bases(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("quote") in value:
+            raise ValueError(
+                f"{info.data['quote']} is the quote; allowed: the coins that are traded against it"
+            )
+        return value
+
+    @field_validator("wrapped")
+    @classmethod
+    def _not_pegged(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        both = sorted({*value} & {*info.data.get("pegged", ())})
+        if both:
+            raise ValueError(f"{', '.join(both)} is pegged as well; name it in one of the two")
         return value
 
 
 class Listing(_Section):
-    """One life of a symbol whose ticker was used by more than one coin."""
+    """One life of a symbol whose ticker was used by more than one coin, in [valid_from, valid_to)."""
 
     symbol: str = Field(pattern=r"^[A-Z0-9]{1,15}/[A-Z0-9]{1,15}$")
     listing_id: str
     coin_id: str | None = None
     valid_from: NaiveDatetime | None = None
     valid_to: NaiveDatetime | None = None
+    #: When the end became known, valid_to at the latest: the life ends there. Checked, but in no table.
     known_at: NaiveDatetime | None = None
+
+    @property
+    def span(self) -> tuple[datetime, datetime]:
+        """Start and end of the life; the first and the last moment there is where no bound is given."""
+        return self.valid_from or datetime.min, self.valid_to or datetime.max  # noqa: DTZ901 - naive UTC
+
+    @model_validator(mode="after")
+    def _one_life(self) -> Listing:
+        if not re.fullmatch(re.escape(self.symbol) + r"#[1-9]\d*", self.listing_id):
+            raise ValueError(
+                f"listing_id {self.listing_id}: write the symbol, # and a number, such as {self.symbol}#1"
+            )
+        start, end = self.span
+        if end <= start:
+            raise ValueError(f"valid_to {end} must lie after valid_from {start}")
+        if self.known_at and self.known_at > end:
+            raise ValueError(
+                f"known_at {self.known_at} must not lie after valid_to {end}, which would look ahead"
+            )
+        if self.known_at and not self.valid_to:
+            raise ValueError(f"known_at {self.known_at} says when the end became known: give valid_to, too")
+        return self
 
 
 class Labels(_Section):
@@ -140,7 +197,11 @@ class Labels(_Section):
 class Factors(_Section):
     """Which alpha factors are computed."""
 
-    names: tuple[Literal["factor_001", "factor_002", "factor_003"], ...] = Field(min_length=1)
+    names: Annotated[
+        tuple[Literal["factor_001", "factor_002", "factor_003"], ...],
+        Field(min_length=1),
+        AfterValidator(_once),
+    ]
 
 
 Quantiles = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)]
@@ -162,16 +223,41 @@ class Weights(_Section):
         return value
 
 
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+class Parameters(TypedDict, total=False, closed=True):
+    """What a model may tell LightGBM: its own names, no aliases. What makes a fit repeat to the bit is fixed."""
+
+    num_boost_round: Positive
+    learning_rate: Share
+    num_leaves: Annotated[int, Field(ge=2, le=131072)]
+    max_depth: Annotated[int, Field(ge=-1)]
+    min_data_in_leaf: Annotated[int, Field(ge=0)]
+    min_sum_hessian_in_leaf: NotNegative
+    min_gain_to_split: NotNegative
+    feature_fraction: Share
+    feature_fraction_bynode: Share
+    bagging_fraction: Share
+    bagging_freq: Annotated[int, Field(ge=0)]
+    lambda_l1: NotNegative
+    lambda_l2: NotNegative
+    path_smooth: NotNegative
+    max_delta_step: NotNegative
+    max_bin: Annotated[int, Field(ge=2)]
+    min_data_in_bin: Positive
+    scale_pos_weight: Annotated[float, Field(gt=0)]
+    extra_trees: bool
+
+
 class Model(_Section):
     """One prediction model."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     algorithm: Literal["lightgbm"]
-    features: tuple[str, ...] = FEATURE_COLUMNS
+    features: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)] = FEATURE_COLUMNS
     train_weeks: Positive
     calibration_weeks: Positive
     min_rows: Positive
-    parameters: dict[str, float | int | str | bool] = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=Parameters)
 
     @field_validator("features")
     @classmethod
@@ -219,12 +305,12 @@ class Portfolio(_Section):
 
     rebalance: Literal["hourly", "daily", "weekly"]
     decision_time: time
-    lookback_bars: Positive
+    lookback_bars: int = Field(ge=24)
     delta: float = Field(gt=0)
-    tau: float = Field(gt=0)
-    max_weight: float = Field(gt=0, le=1)
+    tau: Share
+    max_weight: Share
     max_cap_age_days: int = Field(ge=1, le=3)  # the raster carries no older cap
-    min_cap_coverage: Fraction
+    min_cap_coverage: Share
     view_weeks: Positive
     min_view_pairs: Positive
 
@@ -234,8 +320,8 @@ class Portfolio(_Section):
 class Costs(_Section):
     """What trading costs, and how long an order waits."""
 
-    fee_bps: float = Field(ge=0)
-    slippage_bps: float = Field(ge=0)
+    fee_bps: NotNegative
+    slippage_bps: NotNegative
     fill_wait: timedelta
     death_after: timedelta
 
@@ -253,8 +339,8 @@ class Sources(_Section):
 class Synthetic(_Section):
     """The seeded world."""
 
-    seed: int
-    drift_frac: float = Field(default=0.004, ge=0, lt=0.1)
+    seed: int = Field(ge=0)
+    drift_frac: float = Field(ge=0, lt=0.1)
 
 
 class Recorded(_Section):
@@ -294,7 +380,7 @@ class Settings(_Section):
     end: date | None
     base_interval: Interval
     raster_interval: Interval
-    rollup_intervals: tuple[Interval, ...] = Field(min_length=1)
+    rollup_intervals: Annotated[tuple[Interval, ...], Field(min_length=1), AfterValidator(_once)]
     universe: Universe
     listings: tuple[Listing, ...] = ()
     coins: dict[str, str] = Field(default_factory=dict)
@@ -309,56 +395,90 @@ class Settings(_Section):
     simulation: Simulation
     environment: Environment = Environment()
 
-    _check_interval = field_validator("base_interval", "raster_interval")(_interval)
-
-    @field_validator("rollup_intervals")
+    @field_validator("listings")
     @classmethod
-    def _check_intervals(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_interval(interval) for interval in value)
+    def _separate_lives(cls, value: tuple[Listing, ...]) -> tuple[Listing, ...]:
+        _once(tuple(listing.listing_id for listing in value))
+        for earlier, later in pairwise(sorted(value, key=lambda listing: (listing.symbol, listing.span))):
+            if earlier.symbol == later.symbol and later.span[0] < earlier.span[1]:
+                raise ValueError(
+                    f"{earlier.listing_id} and {later.listing_id} overlap; "
+                    f"bound the lives of {later.symbol} with valid_from and valid_to"
+                )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        base = interval_ms(self.base_interval)
-        for name, intervals in (
-            ("raster_interval", (self.raster_interval,)),
-            ("rollup_intervals", self.rollup_intervals),
-        ):
-            for interval in intervals:
-                if interval_ms(interval) < base or interval_ms(interval) % base:
-                    raise ValueError(
-                        f"{name}: {interval} is not a multiple of base_interval {self.base_interval}"
-                    )
+        # Each line begins with the key to blame, see _offences.
+        found = [
+            *self._off_the_grid(),
+            *self._outside_the_universe(),
+            *self._out_of_time(),
+            *self._not_in_the_world(),
+        ]
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+    def _off_the_grid(self) -> Iterator[str]:
+        base, raster = interval_ms(self.base_interval), interval_delta(self.raster_interval)
+        for interval in self.rollup_intervals:
+            if interval_ms(interval) % base:
+                yield f"rollup_intervals: {interval} is not a multiple of base_interval {self.base_interval}"
         if self.raster_interval not in self.rollup_intervals:
-            raise ValueError(f"rollup_intervals must contain raster_interval {self.raster_interval}")
+            yield f"rollup_intervals: must contain raster_interval {self.raster_interval}"
         if self.raster_interval != "1h":
-            raise ValueError(
-                f"raster_interval: {self.raster_interval} is not supported; allowed: 1h (feature names state hours)"
+            yield f"raster_interval: {self.raster_interval} is not supported; allowed: 1h (feature names state hours)"
+        period = REBALANCE_PERIOD[self.portfolio.rebalance]
+        if self.labels.horizon != period:
+            yield (
+                f"labels.horizon: {_hours(self.labels.horizon)} is not the rebalance period; "
+                f"allowed for portfolio.rebalance {self.portfolio.rebalance}: {_hours(period)}"
             )
-        raster = timedelta(milliseconds=interval_ms(self.raster_interval))
-        if not self.labels.horizon or self.labels.horizon % raster:
-            raise ValueError(
-                f"labels.horizon: {self.labels.horizon} is not a positive multiple of {self.raster_interval}"
-            )
+        at = self.portfolio.decision_time
+        if (datetime.combine(self.start, at) - datetime.combine(self.start, time())) % raster:
+            yield f"portfolio.decision_time: {at} is not the end of a bar; allowed: multiples of {self.raster_interval}"
+        for name, least in (("fill_wait", timedelta()), ("death_after", raster)):
+            value = getattr(self.costs, name)
+            if value < least or value % raster:
+                yield (
+                    f"costs.{name}: {_hours(value)} is not a number of bars; "
+                    f"allowed: multiples of {self.raster_interval} from {_hours(least)}"
+                )
+
+    def _outside_the_universe(self) -> Iterator[str]:
         models = [model.name for model in self.models]
         if len(set(models)) < len(models):
-            raise ValueError(f"models: a name occurs twice in {', '.join(models)}; give each model its own")
-        known = set(self.universe.markets)
+            yield f"models: a name occurs twice in {', '.join(models)}; give each model its own"
+        known = self.universe.markets
         for key, symbols in (
             ("listings", [listing.symbol for listing in self.listings]),
             ("coins", list(self.coins)),
         ):
             for symbol in symbols:
                 if symbol not in known:
-                    raise ValueError(
-                        f"{key}: {symbol} is not in the universe; allowed: {', '.join(sorted(known))}"
-                    )
+                    yield f"{key}: {symbol} is not in the universe; allowed: {', '.join(known)}"
+
+    def _out_of_time(self) -> Iterator[str]:
         if self.end is not None and self.end <= self.start:
-            raise ValueError(f"end: {self.end} is not after start {self.start}")
+            yield f"end: {self.end} is not after start {self.start}"
+        if self.simulated and self.simulation.now.date() < self.start:
+            yield f"simulation.now: {self.simulation.now} is before start {self.start}"
+
+    def _not_in_the_world(self) -> Iterator[str]:
         if self.world == "recorded" and self.simulation.recorded is None:
-            raise ValueError(
-                "simulation.recorded is missing: the recorded world needs a folder and klines patterns"
-            )
-        return self
+            yield "simulation.recorded: is missing; the recorded world needs a folder and klines patterns"
+        if self.world == "synthetic":
+            for key, values, allowed in (
+                ("quote", [self.universe.quote], [SYNTHETIC_QUOTE]),
+                ("symbols", self.universe.symbols, SYNTHETIC_SYMBOLS),
+            ):
+                unknown = [value for value in values if value not in allowed]
+                if unknown:
+                    yield (
+                        f"universe.{key}: the synthetic world has no {', '.join(unknown)}; "
+                        f"allowed: {', '.join(allowed)}"
+                    )
 
     @property
     def simulated(self) -> bool:
@@ -389,11 +509,6 @@ class Settings(_Section):
         """Raster bars in a UTC day."""
         return DAY_MS // interval_ms(self.raster_interval)
 
-    @property
-    def rebalance_bars(self) -> int:
-        """Raster bars in one holding period."""
-        return self.labels.horizon // timedelta(milliseconds=interval_ms(self.raster_interval))
-
 
 def load_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
     """Read, overlay and validate the settings.
@@ -420,28 +535,21 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] | Non
     overlays = raw.pop("worlds", None) or {}
     if not isinstance(overlays, dict) or set(overlays) - set(WORLDS):
         raise SettingsError(f"{path}: worlds: {overlays!r} is not allowed; allowed keys: {', '.join(WORLDS)}")
-    if not isinstance(overlays.get(world) or {}, dict):
-        raise SettingsError(f"{path}: worlds.{world}: {overlays[world]!r} must hold keys and values")
-    merged = _overlay(raw, overlays.get(world) or {})
-    if "environment" in merged:
-        raise SettingsError(
-            f"{path}: environment: unknown key; addresses and secrets are read from the environment"
-        )
-    merged["world"] = world
-    merged["environment"] = {
-        "exchange_url": environment.get(f"{PREFIX}EXCHANGE_URL"),
-        "coingecko_url": environment.get(f"{PREFIX}COINGECKO_URL"),
-        "coingecko_demo_key": environment.get("COINGECKO_DEMO_API_KEY"),
-        "coingecko_pro_key": environment.get("COINGECKO_PRO_API_KEY"),
-    }
-    warehouse = merged.get("warehouse") or {}
-    if environment.get(f"{PREFIX}DATA") and isinstance(warehouse, dict):
-        merged["warehouse"] = {**warehouse, "folder": environment[f"{PREFIX}DATA"]}
-    _resolve_folders(merged, path.resolve().parent, world)
-    try:
-        return Settings.model_validate(merged)
-    except ValidationError as error:
-        raise SettingsError(_explain(path, error)) from None
+    settings, refused = None, []
+    for name in dict.fromkeys((world, *overlays)):
+        overlay = overlays.get(name) or {}
+        if not isinstance(overlay, dict):
+            raise SettingsError(f"{path}: worlds.{name}: {overlay!r} must hold keys and values")
+        for key in sorted({"world", "worlds", "environment"} & set(overlay)):
+            raise SettingsError(f"{path}: worlds.{name}.{key}: unknown key; it is no setting of one world")
+        try:
+            valid = Settings.model_validate(_merged(path, raw, overlay, name, environment))
+            settings = valid if name == world else settings
+        except ValidationError as error:
+            refused += _explain(path, error, raw, overlay, name, chosen=name == world)
+    if settings is None or refused:
+        raise SettingsError("\n".join(refused))
+    return settings
 
 
 @cache
@@ -473,6 +581,28 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _merged(
+    path: Path, raw: dict[str, Any], overlay: dict[str, Any], world: str, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    merged = _overlay(raw, overlay)
+    if "environment" in merged:
+        raise SettingsError(
+            f"{path}: environment: unknown key; addresses and secrets are read from the environment"
+        )
+    merged["world"] = world
+    merged["environment"] = {
+        "exchange_url": environment.get(f"{PREFIX}EXCHANGE_URL"),
+        "coingecko_url": environment.get(f"{PREFIX}COINGECKO_URL"),
+        "coingecko_demo_key": environment.get("COINGECKO_DEMO_API_KEY"),
+        "coingecko_pro_key": environment.get("COINGECKO_PRO_API_KEY"),
+    }
+    warehouse = merged.get("warehouse") or {}
+    if environment.get(f"{PREFIX}DATA") and isinstance(warehouse, dict):
+        merged["warehouse"] = {**warehouse, "folder": environment[f"{PREFIX}DATA"]}
+    _resolve_folders(merged, path.resolve().parent, world)
+    return merged
+
+
 def _overlay(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in extra.items():
@@ -492,20 +622,53 @@ def _resolve_folders(raw: dict[str, Any], root: Path, world: str) -> None:
             raw["simulation"] = {**simulation, "recorded": {**recorded, "folder": root / recorded["folder"]}}
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def _explain(
+    path: Path,
+    error: ValidationError,
+    raw: dict[str, Any],
+    overlay: dict[str, Any],
+    world: str,
+    *,
+    chosen: bool,
+) -> list[str]:
     lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        reason = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            reason = f"unknown key; allowed: {', '.join(_allowed_keys(item['loc'][:-1]))}"
-        elif item["type"] == "missing":
-            lines.append(f"{path}: {key}: is missing")
+    items = error.errors()
+    for item in items:
+        # A list whose only entry was refused is then called too short: noise.
+        within = [other for other in items if other["loc"][: len(item["loc"])] == item["loc"]]
+        if item["type"] == "too_short" and len(within) > 1:
             continue
-        value = item["input"]
-        shown = "" if isinstance(value, dict) and not key else f" = {value!r}"
-        lines.append(f"{path}: {key + shown + ': ' if key else ''}{reason}")
-    return "\n".join(lines)
+        for place, text in _offences(item):
+            ours = _sets(overlay, place)
+            if item["type"] == "missing":
+                ours = _sets(overlay, place[:-1]) and not _sets(raw, place[:-1])
+            # Of a world that is not chosen only its own words count: the rest need not go together with it.
+            if ours or chosen:
+                key = ".".join(str(part) for part in (("worlds", world, *place) if ours else place))
+                lines.append(f"{path}: {key}{text}")
+    return lines
+
+
+def _offences(item: ErrorDetails) -> list[tuple[tuple[int | str, ...], str]]:
+    place, reason = item["loc"], item["msg"].removeprefix("Value error, ")
+    if not place:
+        found = [line.split(": ", 1) for line in reason.splitlines()]
+        return [(tuple(key.split(".")), f": {text}") for key, text in found]
+    if item["type"] == "missing":
+        return [(place, ": is missing")]
+    if item["type"] == "extra_forbidden":
+        reason = f"unknown key; allowed: {', '.join(_allowed_keys(place[:-1]))}"
+    return [(place, f" = {item['input']!r}: {reason}")]
+
+
+def _sets(content: Any, place: tuple[int | str, ...]) -> bool:
+    for part in place:
+        if not isinstance(content, dict):
+            return True
+        if part not in content:
+            return False
+        content = content[part]
+    return bool(place)
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
@@ -518,5 +681,7 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
             (option for option in options if isinstance(option, type) and issubclass(option, BaseModel)),
             model,
         )
+    if model is Parameters:
+        return sorted(Parameters.__annotations__)
     own = {"worlds"} if model is Settings else set()
     return sorted((set(model.model_fields) | own) - {"environment"})

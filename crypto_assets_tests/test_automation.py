@@ -117,6 +117,19 @@ class Orchestra:
         self.cursors[sensor] = result.cursor
         return result
 
+    def tick_schedule(self, now: datetime) -> Sequence[dg.RunRequest]:
+        """One evaluation of the schedule."""
+        self.market.clock.set(now)
+        resources = self.definitions.resources or {}
+        context = dg.build_schedule_context(
+            instance=self.instance,
+            repository_def=self.repository,
+            resources={name: resources[name] for name in ("exchange", "settings", "warehouse")},
+        )
+        with dg.partition_loading_context(effective_dt=now.replace(tzinfo=UTC)):
+            schedule = self.repository.get_schedule_def("daily_market_data")
+            return schedule.evaluate_tick(context).run_requests or ()
+
     def tick_conditions(self, now: datetime) -> list[dg.RunRequest]:
         """One evaluation of all conditions; one run for each partition, as the condition sensor asks for them."""
         result = dg.evaluate_automation_conditions(
@@ -226,15 +239,7 @@ def test_at_a_day_boundary_the_last_hour_of_the_day_before_is_not_lost(orchestra
 def test_market_caps_come_by_schedule_and_stop_where_they_change_nothing(orchestra: Orchestra) -> None:
     orchestra.at(SATURDAY + 3 * HOUR)
     now = datetime(2024, 1, 21, 1, 25)
-    orchestra.market.clock.set(now)
-    context = dg.build_schedule_context(
-        instance=orchestra.instance,
-        repository_def=orchestra.repository,
-        resources={"exchange": (orchestra.definitions.resources or {})["exchange"]},
-    )
-    with dg.partition_loading_context(effective_dt=now.replace(tzinfo=UTC)):
-        asked = orchestra.repository.get_schedule_def("daily_market_data").evaluate_tick(context).run_requests
-    assert orchestra.run("schedule", asked or ()) == [
+    assert orchestra.run("schedule", orchestra.tick_schedule(now)) == [
         Request("schedule", frozenset({"raw/symbols", "raw/coins"}), "2024-01-21", "2024-01-21"),
         Request("schedule", frozenset({"raw/market_caps"}), "2024-01-20", "2024-01-20"),
     ]
@@ -373,6 +378,35 @@ def test_a_market_that_joins_the_universe_is_asked_for_on_every_stored_day(
     assert not wider.tick("closed_intervals", SATURDAY).run_requests
 
 
+def test_the_schedule_comes_to_an_end_after_a_coin_has_left_the_universe(
+    market: MarketServer, tmp_path: Path
+) -> None:
+    caps, snapshots = frozenset({"raw/market_caps"}), frozenset({"raw/symbols", "raw/coins"})
+    wide = Orchestra(tmp_path / "warehouse", market)
+    saturday, sunday, monday = (datetime(2024, 1, day, 1, 25) for day in (20, 21, 22))
+    wide.run("schedule", wide.tick_schedule(saturday))
+    # The first night maps the coins, so that the second one knows what to expect.
+    wide.run("schedule", wide.tick_schedule(sunday))
+    narrow = Orchestra(tmp_path / "warehouse", market, bases=BASES[1:])
+
+    asked = narrow.run("schedule", narrow.tick_schedule(monday))
+
+    assert asked == [
+        Request("schedule", snapshots, "2024-01-22", "2024-01-22"),
+        Request("schedule", caps, "2024-01-21", "2024-01-21"),
+    ]
+    series = {day: covered_coins(narrow.lake, day) for day in ("2024-01-20", "2024-01-21")}
+    assert len(series["2024-01-20"]) == len(BASES)
+    assert len(series["2024-01-20"] - series["2024-01-21"]) == 1
+    assert narrow.run("schedule", narrow.tick_schedule(monday + HOUR)) == asked[:1]
+
+
+def covered_coins(lake: Lake, day: str) -> set[str]:
+    stored = lake.provenance(table_of("raw/market_caps"), day)
+    assert stored is not None
+    return {item.series for item in stored.coverage if item.ranges}
+
+
 def test_an_exchange_that_does_not_answer_is_skipped_and_says_why(
     history: Path, market: MarketServer
 ) -> None:
@@ -398,7 +432,7 @@ def test_every_derived_asset_has_a_condition_and_no_source_has() -> None:
 
 
 def test_parents_come_first(tmp_path: Path) -> None:
-    reads = lineage_of(tmp_path).reads
+    reads = lineage_of(current_settings()).reads
     order = in_order(reads)
     assert set(order) == set(reads)
     for name, found in reads.items():

@@ -6,7 +6,7 @@ objects, so this module does not postpone them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -352,7 +352,7 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
         "a decision holds cash once and has one status",
         {"status": "no_views"},
     ),
-    ("reports/portfolio_backtest", "bounds", "equity is positive", {"equity": 0.0}),
+    ("reports/portfolio_backtest", "bounds", "equity is not negative", {"equity": -0.01}),
     ("reports/portfolio_backtest", "bounds", "turnover and fees are not negative", {"fee_frac": -0.1}),
 ]
 
@@ -522,9 +522,15 @@ def test_every_rule_has_a_planted_defect() -> None:
     assert rules == {(name, check, rule) for name, check, rule, _ in DEFECTS}
 
 
+def test_a_total_loss_is_possible(lake: Lake) -> None:
+    table = table_of("reports/portfolio_backtest")
+    store(lake, table, everywhere(equity=0.0)(sound_rows(table)))
+    assert broken(result_of(lake, table.name, "bounds")) == {}
+
+
 # -- gaps
 
-ASKED = "the source was asked for every interval"
+ANSWERED = "the source has answered for every interval"
 HERE = "every interval that the source holds is here"
 
 
@@ -591,7 +597,7 @@ def test_a_gap_that_nobody_asked_about_warns(lake: Lake, name: str) -> None:
     store_day(lake, range(5, 9), range(5, 9), uncovered(range(6, 8)))
     result = result_of(lake, name, "gaps")
     assert result.severity == dg.AssetCheckSeverity.WARN
-    n, first = broken(result)[ASKED]
+    n, first = broken(result)[ANSWERED]
     assert n == 1
     assert "symbol=BTC/USDT" in first
     assert "first=2024-01-10 06:00:00, last=2024-01-10 07:00:00, n=2" in first
@@ -601,7 +607,7 @@ def test_a_gap_that_nobody_asked_about_warns(lake: Lake, name: str) -> None:
 @pytest.mark.parametrize("name", ["raw/klines", "rollups/raster"])
 def test_a_market_that_was_never_asked_for_warns(lake: Lake, name: str) -> None:
     store_day(lake, range(0), range(0), uncovered(range(24), "ETH/USDT"))
-    n, first = broken(result_of(lake, name, "gaps"))[ASKED]
+    n, first = broken(result_of(lake, name, "gaps"))[ANSWERED]
     assert n == 1
     assert "symbol=ETH/USDT" in first
     assert "n=24" in first
@@ -645,27 +651,45 @@ def test_nothing_is_expected_after_the_watermark(lake: Lake, name: str) -> None:
     store_day(lake, range(6, 24), range(6, 24), replace(said, coverage=asked))
     assert broken(result_of(lake, name, "gaps")) == {}
     store_day(lake, range(6, 24), range(6, 24), replace(said, coverage=asked, watermark=DAY + 7 * HOUR))
-    assert list(broken(result_of(lake, name, "gaps"))) == [ASKED]
+    assert list(broken(result_of(lake, name, "gaps"))) == [ANSWERED]
 
 
 def test_a_market_cap_that_the_source_does_not_know_passes_and_is_shown(lake: Lake) -> None:
     caps = table_of("raw/market_caps")
     (row,) = sound_rows(caps)
-    unknown = row | {"coin_id": "terra-luna", "market_cap_usd": None}
-    both = covering("bitcoin", "terra-luna", name="coingecko|{}|1d")
+    unknown = row | {"coin_id": "ethereum", "market_cap_usd": None}
+    both = covering("bitcoin", "ethereum", name="coingecko|{}|1d")
+    store_coins(lake, {"bitcoin": "BTC/USDT", "ethereum": "ETH/USDT"})
     store(lake, caps, [row, unknown], replace(provenance_of(caps), coverage=both))
     result = result_of(lake, "raw/market_caps", "gaps")
     assert result.passed
-    assert [row["coin_id"] for row in facts(result)] == ["terra-luna"]
+    assert [row["coin_id"] for row in facts(result)] == ["ethereum"]
 
 
 def test_a_market_cap_that_nobody_asked_about_warns_once_it_is_published(lake: Lake) -> None:
     caps = table_of("raw/market_caps")
-    unasked = replace(provenance_of(caps), coverage=(SeriesCoverage("coingecko|bitcoin|1d", ()),))
+    store_coins(lake, {"bitcoin": "BTC/USDT"})
+    unasked = replace(provenance_of(caps), coverage=())
     store(lake, caps, [], replace(unasked, watermark=PUBLISHED - ONE_MINUTE))
     assert broken(result_of(lake, "raw/market_caps", "gaps")) == {}
     store(lake, caps, [], unasked)
-    assert list(broken(result_of(lake, "raw/market_caps", "gaps"))) == [ASKED]
+    n, first = broken(result_of(lake, "raw/market_caps", "gaps"))[ANSWERED]
+    assert n == 1
+    assert "coin_id=bitcoin" in first
+
+
+def test_a_coin_whose_market_has_left_the_universe_is_not_missed(lake: Lake) -> None:
+    caps = table_of("raw/market_caps")
+    store_coins(lake, {"bitcoin": "BTC/USDT", "gone-coin": "GONE/USDT"})
+    left = (*covering("bitcoin", name="coingecko|{}|1d"), SeriesCoverage("coingecko|gone-coin|1d", ()))
+    store(lake, caps, sound_rows(caps), replace(provenance_of(caps), coverage=left))
+    assert broken(result_of(lake, "raw/market_caps", "gaps")) == {}
+
+
+def store_coins(lake: Lake, symbols: Mapping[str, str]) -> None:
+    coins = table_of("raw/coins")
+    (row,) = sound_rows(coins)
+    store(lake, coins, [row | {"coin_id": coin_id, "symbol": name} for coin_id, name in symbols.items()])
 
 
 # -- holdings that may exceed the cap

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settin
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     monkeypatch.setenv("CRYPTO_ASSETS_CONFIG", str(path))
     yield load_settings(path)
+
+
+def test_a_warehouse_is_never_filled_from_two_simulated_markets(platform: Settings) -> None:
+    local.require_same_market(platform)
+    local.require_same_market(platform)
+    simulation = platform.simulation
+    other = simulation.model_copy(update={"synthetic": simulation.synthetic.model_copy(update={"seed": 99})})
+    with pytest.raises(local.LocalError, match="another simulated market"):
+        local.require_same_market(platform.model_copy(update={"simulation": other}))
+    later = simulation.model_copy(update={"now": simulation.now + timedelta(days=1)})
+    local.require_same_market(platform.model_copy(update={"simulation": later}))
 
 
 def test_the_market_answers_inside_its_block_and_is_gone_after_it(platform: Settings) -> None:

@@ -7,11 +7,22 @@ from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from crypto_assets.settings import FEATURE_COLUMNS, SettingsError, load_settings
+from crypto_assets.intervals import REBALANCE_PERIOD
+from crypto_assets.quant import predictions
+from crypto_assets.settings import (
+    FEATURE_COLUMNS,
+    SYNTHETIC_QUOTE,
+    SYNTHETIC_SYMBOLS,
+    Parameters,
+    SettingsError,
+    load_settings,
+)
+from crypto_assets.simulation.synthetic import SyntheticWorld
 
 SHIPPED = Path(__file__).resolve().parents[1] / "platform.yaml"
 RAW: dict[str, Any] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
@@ -59,7 +70,7 @@ BAD = {
         "10m",
         ["rollup_intervals: 5m is not a multiple of base_interval 10m"],
     ),
-    "raster not rolled up": ("rollup_intervals", ["4h"], ["rollup_intervals must contain", "1h"]),
+    "raster not rolled up": ("rollup_intervals", ["4h"], ["rollup_intervals: must contain", "1h"]),
     "raster not supported": ("raster_interval", "4h", ["raster_interval: 4h", "allowed: 1h"]),
     "foreign listing": (
         "listings",
@@ -89,12 +100,133 @@ BAD = {
         ["weights.factor_quantiles", "increase"],
     ),
     "duration without unit": ("labels.horizon", 24, ["labels.horizon = 24", "such as 24h"]),
-    "empty horizon": ("labels.horizon", "0h", ["labels.horizon: 0:00:00", "multiple of 1h"]),
-    "horizon off the raster": ("labels.horizon", "90m", ["labels.horizon: 1:30:00", "multiple of 1h"]),
+    "horizon of another period": (
+        "labels.horizon",
+        "48h",
+        ["labels.horizon: 48h is not the rebalance period", "portfolio.rebalance daily: 24h"],
+    ),
+    "empty horizon": ("labels.horizon", "0h", ["labels.horizon: 0h", "daily: 24h"]),
+    "horizon off the raster": ("labels.horizon", "90m", ["labels.horizon: 90m", "daily: 24h"]),
+    "period of another horizon": (
+        "portfolio.rebalance",
+        "weekly",
+        ["labels.horizon: 24h is not the rebalance period", "portfolio.rebalance weekly: 168h"],
+    ),
+    "decision inside a bar": (
+        "portfolio.decision_time",
+        "01:30",
+        ["portfolio.decision_time: 01:30:00", "multiples of 1h"],
+    ),
+    "wait for part of a bar": ("costs.fill_wait", "90m", ["costs.fill_wait: 90m", "multiples of 1h from 0h"]),
+    "death after part of a bar": (
+        "costs.death_after",
+        "24h30m",
+        ["costs.death_after = '24h30m'", "such as 24h"],
+    ),
+    "death off the raster": (
+        "costs.death_after",
+        "150m",
+        ["costs.death_after: 150m", "multiples of 1h from 1h"],
+    ),
+    "death at once": ("costs.death_after", "0h", ["costs.death_after: 0h", "multiples of 1h from 1h"]),
+    "no history": ("universe.min_history_days", 0, ["min_history_days = 0", "greater than or equal to 1"]),
+    "history that is not loaded": (
+        "universe.min_history_days",
+        31,
+        ["universe.min_history_days = 31", "less than or equal to 30"],
+    ),
+    "bar older than the raster keeps": (
+        "universe.max_bar_age",
+        49,
+        ["universe.max_bar_age = 49", "less than or equal to 48"],
+    ),
+    "tau of nothing": ("portfolio.tau", 0, ["portfolio.tau = 0", "greater than 0"]),
+    "tau above one": ("portfolio.tau", 1.1, ["portfolio.tau = 1.1", "less than or equal to 1"]),
+    "too few bars for a covariance": (
+        "portfolio.lookback_bars",
+        23,
+        ["portfolio.lookback_bars = 23", "greater than or equal to 24"],
+    ),
+    "no cap coverage": ("portfolio.min_cap_coverage", 0, ["min_cap_coverage = 0", "greater than 0"]),
+    "no feature": ("models.0.features", [], ["models.0.features = []", "at least 1 item"]),
+    "feature twice": (
+        "models.0.features",
+        ["rsi_14h", "return_1h_log", "rsi_14h"],
+        ["models.0.features", "named twice: rsi_14h"],
+    ),
+    "factor twice": (
+        "factors.names",
+        ["factor_001", "factor_001"],
+        ["factors.names", "named twice: factor_001"],
+    ),
+    "rollup twice": ("rollup_intervals", ["1h", "4h", "1h"], ["rollup_intervals", "named twice: 1h"]),
+    "quote among the symbols": (
+        "universe.symbols",
+        ["BTC", "USDT"],
+        ["universe.symbols = ['BTC', 'USDT']", "USDT is the quote"],
+    ),
+    "pegged twice": ("universe.pegged", ["DAI", "DAI"], ["universe.pegged", "named twice: DAI"]),
+    "wrapped twice": ("universe.wrapped", ["WBTC", "WBTC"], ["universe.wrapped", "named twice: WBTC"]),
+    "pegged and wrapped": (
+        "universe.wrapped",
+        ["WBTC", "DAI"],
+        ["universe.wrapped", "DAI is pegged as well"],
+    ),
+    "symbol that the synthetic world lacks": (
+        "universe.symbols",
+        ["BTC", "SHIB"],
+        ["universe.symbols: the synthetic world has no SHIB", "allowed: BTC, ETH", "SRM"],
+    ),
+    "quote that the synthetic world lacks": (
+        "universe.quote",
+        "EUR",
+        ["universe.quote: the synthetic world has no EUR", "allowed: USDT"],
+    ),
+    "clock before the start": (
+        "simulation.now",
+        "2023-11-05T23:00:00",
+        ["simulation.now: 2023-11-05 23:00:00 is before start 2023-11-06"],
+    ),
+    "no drift": (
+        "simulation.synthetic",
+        {"seed": 7},
+        ["simulation.synthetic.drift_frac: is missing"],
+    ),
+    "negative seed": ("simulation.synthetic.seed", -1, ["simulation.synthetic.seed = -1", "equal to 0"]),
     "time that YAML made a number": ("portfolio.decision_time", 780, ["decision_time = 780", "in quotes"]),
     "time with a zone": ("simulation.now", "2024-03-27T13:00:00Z", ["simulation.now", "timezone"]),
     "end before start": ("end", date(2020, 1, 1), ["end: 2020-01-01 is not after start 2023-11-06"]),
     "environment in the file": ("environment", {"coingecko_pro_key": "x"}, ["environment: unknown key"]),
+    "unknown key in an overlay": (
+        "worlds.live.costs",
+        {"fee_bp": 5},
+        ["worlds.live.costs.fee_bp = 5", "unknown key", "fee_bps, fill_wait"],
+    ),
+    "wrong value in an overlay": (
+        "worlds.recorded.simulation.recorded.klines",
+        [],
+        ["worlds.recorded.simulation.recorded.klines = []", "at least 1 item"],
+    ),
+    "missing key in an overlay": (
+        "worlds.recorded.simulation.recorded",
+        {"klines": ["*"]},
+        ["worlds.recorded.simulation.recorded.folder: is missing"],
+    ),
+    "contradiction in an overlay": (
+        "worlds.live.labels",
+        {"horizon": "48h"},
+        ["worlds.live.labels.horizon: 48h is not the rebalance period"],
+    ),
+    "wrong value in the overlay of the chosen world": (
+        "worlds.synthetic",
+        {"costs": {"fee_bps": -1}},
+        ["worlds.synthetic.costs.fee_bps = -1", "greater than or equal to 0"],
+    ),
+    "world in an overlay": (
+        "worlds.live.world",
+        "synthetic",
+        ["worlds.live.world: unknown key"],
+    ),
     "overlay of no world": ("worlds", {"mars": {}}, ["worlds", "'mars'", "synthetic, recorded, live"]),
     "overlay that is no section": ("worlds", {"synthetic": 5}, ["worlds.synthetic: 5", "keys and values"]),
     "bad world": ("world", "paper", ["world: 'paper'", "allowed: synthetic, recorded, live"]),
@@ -111,6 +243,165 @@ def test_bad_input_names_file_key_value_and_what_is_allowed(
     assert [word for word in words if word not in message] == []
 
 
+# lives of a symbol, words that the message must hold
+BAD_LIVES = {
+    "ends before it begins": (
+        [
+            {
+                "listing_id": "BTC/USDT#1",
+                "valid_from": "2024-01-02T00:00:00",
+                "valid_to": "2024-01-01T00:00:00",
+            }
+        ],
+        ["listings.0", "valid_to 2024-01-01 00:00:00 must lie after valid_from 2024-01-02 00:00:00"],
+    ),
+    "never lives": (
+        [
+            {
+                "listing_id": "BTC/USDT#1",
+                "valid_from": "2024-01-02T00:00:00",
+                "valid_to": "2024-01-02T00:00:00",
+            }
+        ],
+        ["listings.0", "must lie after valid_from"],
+    ),
+    "end known after it took effect": (
+        [{"listing_id": "BTC/USDT#1", "valid_to": "2024-01-02T00:00:00", "known_at": "2024-01-02T01:00:00"}],
+        ["listings.0", "known_at 2024-01-02 01:00:00 must not lie after valid_to 2024-01-02 00:00:00"],
+    ),
+    "no end that could be known": (
+        [{"listing_id": "BTC/USDT#1", "known_at": "2024-01-02T01:00:00"}],
+        ["listings.0", "give valid_to"],
+    ),
+    "named after another symbol": (
+        [{"listing_id": "ETH/USDT#1"}],
+        ["listings.0", "listing_id ETH/USDT#1", "such as BTC/USDT#1"],
+    ),
+    "one name for two lives": (
+        [
+            {"listing_id": "BTC/USDT#1", "valid_to": "2024-01-02T00:00:00"},
+            {"listing_id": "BTC/USDT#1", "valid_from": "2024-01-03T00:00:00"},
+        ],
+        ["listings = ", "named twice: BTC/USDT#1"],
+    ),
+    "overlapping": (
+        [
+            {"listing_id": "BTC/USDT#2", "valid_from": "2024-01-02T00:00:00"},
+            {"listing_id": "BTC/USDT#1", "valid_to": "2024-01-02T01:00:00"},
+        ],
+        ["listings = ", "BTC/USDT#1 and BTC/USDT#2 overlap", "bound the lives of BTC/USDT"],
+    ),
+    "two without bounds": (
+        [{"listing_id": "BTC/USDT#1"}, {"listing_id": "BTC/USDT#2"}],
+        ["listings = ", "BTC/USDT#1 and BTC/USDT#2 overlap"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("lives", "words"), BAD_LIVES.values(), ids=list(BAD_LIVES))
+def test_lives_that_cannot_be_told_apart_are_refused(
+    tmp_path: Path, lives: list[dict[str, str]], words: list[str]
+) -> None:
+    path = copy_with(tmp_path, "listings", [{"symbol": "BTC/USDT", **life} for life in lives])
+    message = refusal(path)
+    assert message.startswith(str(path))
+    assert [word for word in words if word not in message] == []
+
+
+def test_lives_that_touch_and_lives_of_different_symbols_are_accepted(tmp_path: Path) -> None:
+    moment = "2024-01-02T00:00:00"
+    lives = [
+        {"symbol": "BTC/USDT", "listing_id": "BTC/USDT#2", "valid_from": moment},
+        {"symbol": "ETH/USDT", "listing_id": "ETH/USDT#1"},
+        {"symbol": "BTC/USDT", "listing_id": "BTC/USDT#1", "valid_to": moment, "known_at": moment},
+    ]
+    loaded = load_settings(copy_with(tmp_path, "listings", lives), {})
+    assert [listing.listing_id for listing in loaded.listings] == [
+        "BTC/USDT#2",
+        "ETH/USDT#1",
+        "BTC/USDT#1",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("objective", "deterministic", "force_col_wise", "num_threads", "verbosity"),
+        *("seed", "bagging_seed", "random_state", "app", "loss", "n_jobs", "nthread", "verbose"),
+        *("num_iterations", "n_estimators", "eta", "max_leaves", "reg_lambda", "subsample", "num_leafs"),
+    ],
+)
+def test_a_parameter_that_is_fixed_or_an_alias_or_misspelt_is_refused(tmp_path: Path, name: str) -> None:
+    message = refusal(copy_with(tmp_path, f"models.0.parameters.{name}", 1))
+    assert f"models.0.parameters.{name} = 1: unknown key; allowed: bagging_fraction, bagging_freq" in message
+    assert name not in message.split("allowed: ")[1].split(", ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("num_leaves", 1, "greater than or equal to 2"),
+        ("learning_rate", 0, "greater than 0"),
+        ("learning_rate", float("nan"), "finite"),
+        ("bagging_fraction", 1.5, "less than or equal to 1"),
+        ("num_boost_round", "many", "valid integer"),
+    ],
+)
+def test_a_parameter_out_of_bounds_is_refused(tmp_path: Path, name: str, value: Any, word: str) -> None:
+    message = refusal(copy_with(tmp_path, f"models.0.parameters.{name}", value))
+    assert f"models.0.parameters.{name} = {value!r}" in message
+    assert word in message
+
+
+def test_lightgbm_takes_every_allowed_parameter_under_its_own_name_and_none_is_fixed() -> None:
+    import lightgbm
+
+    allowed = set(Parameters.__annotations__)
+    assert set(predictions.PARAMETERS) <= allowed
+    assert not allowed & set(predictions._FIXED)
+    data = lightgbm.Dataset(np.arange(50.0)[:, None], np.arange(50) % 2)
+    booster = lightgbm.train({"verbosity": -1}, data, num_boost_round=1)
+    stored = booster.model_to_string().split("parameters:")[1]
+    # The number of rounds is an argument of the training, not a parameter.
+    assert {name for name in allowed if f"[{name}: " not in stored} == {"num_boost_round"}
+
+
+def test_the_allowed_symbols_are_those_of_the_synthetic_world() -> None:
+    world = SyntheticWorld(1, 0, 90 * 86_400_000, "1d")
+    assert tuple(market.base for market in world.all_markets()) == SYNTHETIC_SYMBOLS
+    assert {market.quote for market in world.all_markets()} == {SYNTHETIC_QUOTE}
+
+
+@pytest.mark.parametrize(("rebalance", "horizon"), [("hourly", "60m"), ("daily", "1d"), ("weekly", "168h")])
+def test_a_horizon_of_one_rebalance_period_is_accepted(tmp_path: Path, rebalance: str, horizon: str) -> None:
+    path = copy_with(tmp_path, "portfolio.rebalance", rebalance)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    raw["labels"]["horizon"] = horizon
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    assert load_settings(path, {}).labels.horizon == REBALANCE_PERIOD[rebalance]
+
+
+def test_an_overlay_need_not_go_together_with_a_file_that_another_world_uses(tmp_path: Path) -> None:
+    path = copy_with(tmp_path, "coins", {"SOL/USDT": "solana"})
+    assert load_settings(path, {}).coins == {"SOL/USDT": "solana"}
+    assert "coins: SOL/USDT is not in the universe" in refusal(path, CRYPTO_ASSETS_WORLD="recorded")
+
+
+def test_only_the_synthetic_world_limits_the_symbols(tmp_path: Path) -> None:
+    path = copy_with(tmp_path, "worlds.live.universe.symbols", ["BTC", "SHIB"])
+    assert load_settings(path, {"CRYPTO_ASSETS_WORLD": "live"}).universe.symbols == ("BTC", "SHIB")
+
+
+def test_every_contradiction_is_named_at_once(tmp_path: Path) -> None:
+    raw = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    raw["labels"]["horizon"] = "48h"
+    raw["end"] = date(2020, 1, 1)
+    path = tmp_path / "platform.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    lines = refusal(path).splitlines()
+    assert [line.removeprefix(f"{path}: ").split(":")[0] for line in lines] == ["labels.horizon", "end"]
+
+
 def test_every_offence_is_named_at_once(tmp_path: Path) -> None:
     path = copy_with(tmp_path, "costs", {"fee_bps": -1, "slippage_bps": 5, "fill_wait": "6h", "tip": 1})
     lines = refusal(path).splitlines()
@@ -120,6 +411,12 @@ def test_every_offence_is_named_at_once(tmp_path: Path) -> None:
         "costs.tip",
     ]
     assert lines[1] == f"{path}: costs.death_after: is missing"
+
+
+def test_a_list_whose_only_entry_is_refused_is_not_called_empty_as_well(tmp_path: Path) -> None:
+    path = copy_with(tmp_path, "factors.names", ["factor_009"])
+    (line,) = refusal(path).splitlines()
+    assert line.startswith(f"{path}: factors.names.0 = 'factor_009': ")
 
 
 def test_a_missing_file_says_which_variable_points_to_it(tmp_path: Path) -> None:
@@ -161,7 +458,7 @@ def test_a_bad_warehouse_section_is_refused_even_when_the_environment_names_the_
 
 def test_the_recorded_world_needs_its_section(tmp_path: Path) -> None:
     path = copy_with(tmp_path, "worlds", {})
-    assert "simulation.recorded is missing" in refusal(path, CRYPTO_ASSETS_WORLD="recorded")
+    assert "simulation.recorded: is missing" in refusal(path, CRYPTO_ASSETS_WORLD="recorded")
 
 
 @pytest.mark.parametrize("world", ["synthetic", "recorded", "live"])
@@ -253,7 +550,7 @@ def test_derived_values_follow_from_the_file() -> None:
     assert loaded.labels.horizon == timedelta(hours=24)
     assert loaded.labels.horizon_name == "24h"
     assert loaded.portfolio.decision_time == time(1)
-    assert (loaded.bars_per_day, loaded.rebalance_bars) == (24, 24)
+    assert loaded.bars_per_day == 24
 
 
 def test_a_model_without_features_uses_every_feature_column(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ _BAR = interval_delta(current_settings().raster_interval)
 _REACH = lookback(-(-prior.lookback(_BAR, _PORTFOLIO.lookback_bars) // DAY))
 #: A dead listing stays a candidate for a while, and its newest universe row says why it is not eligible.
 _ALIVE = lookback(-(-prior.ALIVE // DAY))
-#: A label that a decision is paired with starts one bar before it, which may be on the day before.
 _HISTORY = history(_PORTFOLIO.view_weeks)
 _PREVIOUS = days_before(7 if _PORTFOLIO.rebalance == "weekly" else 1)
 

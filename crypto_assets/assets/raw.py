@@ -8,7 +8,13 @@ from crypto_assets.quant.raw import map_coins_to_symbols
 from crypto_assets.resources.coingecko import CoinGeckoResource
 from crypto_assets.resources.exchange import ExchangeResource
 from crypto_assets.resources.ingest import kline_pieces, market_cap_pieces
-from crypto_assets.resources.snapshots import coin_rows, market_rows, native_names, snapshot_stream
+from crypto_assets.resources.snapshots import (
+    coin_rows,
+    coins_with_caps,
+    market_rows,
+    native_names,
+    snapshot_stream,
+)
 from crypto_assets.resources.warehouse import PartitionStream
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.settings import Settings
@@ -114,10 +120,9 @@ def market_caps(
     if known.empty:
         rows = client.markets(LARGEST_COINS, now).to_pandas()
         known = rows.assign(symbol=rows["coin_id"].map(_coin_map(rows, settings)))
-    listed = {listing.coin_id for listing in settings.listings if listing.coin_id}
-    coin_ids = sorted(listed | set(known.loc[known["symbol"].notna(), "coin_id"]))
     window = window_of(context)
     covered = warehouse.covered("raw/market_caps", *window)
+    coin_ids = coins_with_caps(known, settings)
     return PartitionStream(market_cap_pieces(client, coin_ids, covered, window, now=now))
 
 

@@ -155,7 +155,7 @@ def candidates(
         A coin or score whose newest bar is older (bars), and a cap whose day ended longer ago, are not used.
     min_cap_coverage
         Share of eligible coins whose cap must be known, else the prior is equally weighted
-        (``prior_degraded``).
+        (``prior_degraded``). Without any known cap it always is.
 
     Returns
     -------
@@ -163,7 +163,8 @@ def candidates(
         Rows of ``holdings/candidates``, sorted by decision and symbol; ``status`` is ``ok``,
         ``prior_degraded``, ``no_universe`` (nothing is eligible) or ``covariance_failed``, the same for all
         rows of a decision. A coin of the universe whose returns overlap too little with the others is not
-        eligible (``no_covariance``).
+        eligible (``no_covariance``). ``covariance_method`` and ``covariance_change_frac`` are those of
+        `black_litterman.Covariance`, beside ``sigma_frac`` wherever there is one.
 
     Raises
     ------
@@ -272,6 +273,8 @@ _NOTHING: dict[str, np.ndarray] = {
     "w_mkt": np.zeros(0),
     "sigma_frac": np.zeros(0),
     "pi_frac": np.zeros(0),
+    "covariance_method": np.zeros(0, dtype=object),
+    "covariance_change_frac": np.zeros(0),
     "score_z": np.zeros(0),
     "n_sources": np.zeros(0, dtype=np.int64),
     "status": np.zeros(0, dtype=object),
@@ -310,6 +313,8 @@ def _alive(
         "w_mkt": missing.copy(),
         "sigma_frac": missing.copy(),
         "pi_frac": missing.copy(),
+        "covariance_method": np.full(len(place), None, dtype=object),
+        "covariance_change_frac": missing.copy(),
         "score_z": missing.copy(),
         "n_sources": np.zeros(len(place), dtype=np.int64),
         "status": np.full(len(place), "ok", dtype=object),
@@ -337,7 +342,7 @@ def _add_risk(
         return
     cap = block["market_cap_usd"][chosen]
     counted = ~np.isnan(cap)
-    degraded = counted.mean() < min_cap_coverage
+    degraded = not counted.any() or counted.mean() < min_cap_coverage
     w_mkt = (
         np.full(len(chosen), 1 / len(chosen))
         if degraded
@@ -347,12 +352,14 @@ def _add_risk(
     if degraded:
         block["status"][:] = "prior_degraded"
     try:
-        sigma = covariance(returns, periods=periods).matrix
+        measured = covariance(returns, periods=periods)
     except np.linalg.LinAlgError:
         block["status"][:] = "covariance_failed"
         return
-    block["sigma_frac"][chosen] = np.sqrt(np.diag(sigma))
-    block["pi_frac"][chosen] = equilibrium_returns(sigma, w_mkt, delta=delta)
+    block["sigma_frac"][chosen] = np.sqrt(np.diag(measured.matrix))
+    block["pi_frac"][chosen] = equilibrium_returns(measured.matrix, w_mkt, delta=delta)
+    block["covariance_method"][chosen] = measured.method
+    block["covariance_change_frac"][chosen] = measured.change_frac
 
 
 def _add_score(

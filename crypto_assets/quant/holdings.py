@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from crypto_assets.intervals import REBALANCE_PERIOD
 from crypto_assets.quant.black_litterman import Allocation, covariance, optimise, posterior
 from crypto_assets.quant.candidates import Market, lookback
 from crypto_assets.quant.labels import horizon_name
@@ -22,23 +23,11 @@ from crypto_assets.quant.panel import bars_in, floor_week, known_in, require_col
 
 Rebalance = Literal["hourly", "daily", "weekly"]
 
-_PERIOD = {"hourly": timedelta(hours=1), "daily": timedelta(days=1), "weekly": timedelta(days=7)}
 _DECIDED = ("eligible", "sigma_frac", "pi_frac", "score_z")
 _HOLDINGS = (
     "decision_at", "symbol", "known_at", "listing_id", "horizon", "weight_frac", "weight_before_frac",
     "weight_prior_frac", "mu_frac", "close", "n_views", "status",
 )  # fmt: skip
-
-
-def rebalance_period(rebalance: Rebalance) -> timedelta:
-    """Rebalance period H, which is also the horizon of labels, views and covariance.
-
-    Examples
-    --------
-    >>> rebalance_period("daily")
-    datetime.timedelta(days=1)
-    """
-    return _PERIOD[rebalance]
 
 
 def decision_times(
@@ -66,7 +55,7 @@ def decision_times(
     >>> times.astype("datetime64[m]").astype(str).tolist()
     ['2024-01-02T01:00', '2024-01-03T01:00']
     """
-    period = np.timedelta64(rebalance_period(rebalance)).astype("timedelta64[us]")
+    period = np.timedelta64(REBALANCE_PERIOD[rebalance]).astype("timedelta64[us]")
     of_day = timedelta(hours=at.hour, minutes=at.minute, seconds=at.second, microseconds=at.microsecond)
     low, high = np.datetime64(start, "us"), np.datetime64(end, "us")
     # A Monday is on the grid of hours, days and weeks alike.
@@ -92,8 +81,8 @@ def fit_views(
     candidates
         Rows of ``holdings/candidates``; decisions in [week - view_weeks, week) are used.
     forward_returns
-        Rows of ``labels/forward_returns`` of the same horizon; a decision uses the row of the bar that ends
-        at it.
+        Rows of ``labels/forward_returns`` of the same horizon, used from week - view_weeks on; a decision uses
+        the row of the bar that ends at it.
     week
         Monday 00:00 UTC, the cut.
     bar
@@ -120,7 +109,8 @@ def fit_views(
     Notes
     -----
     A pair enters if its decision is before the week and its label has ``known_at <= week``; scores are
-    out of fold already. Source: conventions, section 7.
+    out of fold already. A decision at the very start of the window has its label in the week before, which
+    is not read: a fit is the same alone and in a longer range. Source: conventions, section 7.
     """
     require_columns(candidates, ("decision_at", "symbol", "listing_id", "horizon", *_DECIDED), "candidates")
     label_columns = ("symbol", "ts", "known_at", "listing_id", "horizon", "forward_return_frac")
@@ -134,7 +124,7 @@ def fit_views(
     start = cut - np.timedelta64(timedelta(weeks=view_weeks))
     decided = times_of(candidates["decision_at"])
     pairs = _scored(candidates[(decided < cut) & (decided >= start)])
-    realised = forward_returns.loc[known_in(forward_returns, start - np.timedelta64(bar), cut)]
+    realised = forward_returns.loc[known_in(forward_returns, start, cut)]
     pairs = pairs.assign(ts=pairs["decision_at"] - bar).merge(
         realised.loc[
             realised["forward_return_frac"].notna(), ["symbol", "ts", "listing_id", "forward_return_frac"]
@@ -220,7 +210,6 @@ def optimal_holdings(
     delta: float = 2.5,
     tau: float = 0.05,
     cap: float = 0.25,
-    turnover_cost_frac: float = 0.0,
     quote: str = "USDT",
 ) -> pd.DataFrame:
     """Weights to hold from each decision on, decided one after the other from drifted holdings.
@@ -237,8 +226,8 @@ def optimal_holdings(
         (n,) naive UTC, increasing, on the grid of ``bar``.
     bar, horizon, lookback_bars, delta
         As the candidates were made with.
-    tau, cap, turnover_cost_frac
-        Uncertainty of the prior, largest weight, cost per unit of weight traded: see `black_litterman`.
+    tau, cap
+        Uncertainty of the prior, largest weight: see `black_litterman`.
     quote
         Name of cash.
 
@@ -280,7 +269,7 @@ def optimal_holdings(
         raise ValueError("optimal_holdings: decision_times must increase")
     market = Market.of(raster, bar)
     reach = bars_in(lookback(bar, lookback_bars), bar, "lookback")
-    rules = _Rules(horizon / bar, lookback_bars, delta, tau, cap, turnover_cost_frac)
+    rules = _Rules(horizon / bar, lookback_bars, delta, tau, cap)
     coins_at = _by_decision(candidates)
     views_at = _by_decision(views)
     book = _Book.of(previous, quote, times)
@@ -303,7 +292,6 @@ class _Rules:
     delta: float
     tau: float
     cap: float
-    turnover_cost_frac: float
 
 
 @dataclass(frozen=True)
@@ -376,8 +364,7 @@ def _decide(
     opinions = opinions[opinions["symbol"].isin(bought)]
     if bought:
         mu, cov = _expect(chosen, opinions, market, end, rules)
-        cost = rules.turnover_cost_frac
-        found = optimise(mu, cov, delta=rules.delta, cap=rules.cap, drifted=drifted, turnover_cost_frac=cost)
+        found = optimise(mu, cov, delta=rules.delta, cap=rules.cap, drifted=drifted)
         status = _worst(found, chosen, len(opinions))
     else:
         mu, found, status = np.zeros(0), Allocation(np.zeros(0), 1.0, "ok"), "no_universe"

@@ -1,7 +1,7 @@
 """The leak harness: a table built earlier must agree with the one built later about what was known.
 
-Here: comparing two builds of one table. Not here: making them (tests and the ``verify`` command do).
-Everybody may import it.
+Here: comparing two builds of one table. Not here: making them (the tests of the graph do). Everybody may
+import it.
 """
 
 from __future__ import annotations

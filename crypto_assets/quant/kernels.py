@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-#: Window of ranks and z-scores over time, and how much of it must be present (conventions, section 4).
+#: Window of ranks over time, and how much of it must be present (conventions, section 4).
 TS_WINDOW = 720
 TS_MIN_PRESENT = 360
 #: Finite averages stop where the remaining weight falls below this (conventions, section 4).
@@ -110,16 +110,6 @@ def rolling_sum(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
     return _keep(result.reshape(x.shape), x, window, min_present)
 
 
-def rolling_mean(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    """Mean over the last ``window`` rows, the current one included; exact for a constant.
-
-    Missing values are left out; NaN where fewer than ``min_present`` values are present or the current one is
-    missing.
-    """
-    x = _checked(x, window, min_present)
-    return _keep(x + _mean_differences(x, window), x, window, min_present)
-
-
 def rolling_sd(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
     """Sample standard deviation (n - 1) over the last ``window`` rows; exactly 0 for a constant.
 
@@ -129,11 +119,6 @@ def rolling_sd(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
     x = _checked(x, window, min_present)
     squares = _centred_products(x, x, window, *[_mean_differences(x, window)] * 2)
     return _keep(_sample_sd(squares, count_present(x, window)), x, window, min_present)
-
-
-def rolling_min(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    """Smallest value of the last ``window`` rows; missing values as in `rolling_sum`."""
-    return -rolling_max(-x, window, min_present)
 
 
 def rolling_max(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
@@ -219,14 +204,6 @@ def ts_rank(x: np.ndarray, window: int = TS_WINDOW, min_present: int = TS_MIN_PR
     # less + less-or-equal = 2 x (average rank) - 1, the row itself included.
     rank = (doubled.reshape(x.shape) + 1) / 2.0
     return _keep(rank / np.maximum(count_present(x, window), 1), x, window, min_present)
-
-
-def ts_zscore(x: np.ndarray, window: int = TS_WINDOW, min_present: int = TS_MIN_PRESENT) -> np.ndarray:
-    """(x - mean) / sample sd over the last ``window`` rows; NaN where the sd is 0, else as in `ts_rank`."""
-    x = _checked(x, window, min_present)
-    differences = _mean_differences(x, window)
-    sd = _sample_sd(_centred_products(x, x, window, differences, differences), count_present(x, window))
-    return _keep(-differences / np.where(sd > 0, sd, np.nan), x, window, min_present)
 
 
 def average_bars(alpha: float) -> int:

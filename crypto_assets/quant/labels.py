@@ -55,7 +55,6 @@ def forward_returns(
     watermark: datetime,
     fill_wait: timedelta = FILL_WAIT,
     death_after: timedelta = DEATH_AFTER,
-    exit_haircut: float = 0.0,
 ) -> pd.DataFrame:
     """Forward return of every raster row that has a bar, decided on at the bar's end.
 
@@ -79,8 +78,6 @@ def forward_returns(
         Rows known later are not used and give no row.
     fill_wait, death_after
         Whole bars.
-    exit_haircut
-        Share of the last close that is lost in a death: 0 leaves at the last close, 1 is a total loss.
 
     Returns
     -------
@@ -91,8 +88,8 @@ def forward_returns(
     Raises
     ------
     ValueError
-        If durations are no whole bars, the haircut leaves [0, 1], the raster breaks the rules of `Panel.of`,
-        or a bar has no positive open and close.
+        If durations are no whole bars, the raster breaks the rules of `Panel.of`, or a bar has no positive
+        open and close.
 
     Notes
     -----
@@ -106,8 +103,6 @@ def forward_returns(
     )
     if not n_horizon or not n_death:
         raise ValueError(f"horizon ({horizon}) and death_after ({death_after}) must be positive")
-    if not 0.0 <= exit_haircut <= 1.0:
-        raise ValueError(f"exit_haircut was {exit_haircut}, it must lie in [0, 1]")
     require_columns(raster, _NEEDED, "raster")
     now = np.datetime64(watermark, "us")
     panel = Panel.of(raster.loc[times_of(raster["known_at"]) <= now, list(_NEEDED)], bar)
@@ -146,7 +141,7 @@ def forward_returns(
     times = np.append(panel.times, np.datetime64("NaT", "us"))
     opens, closes = (np.vstack([prices, np.full(prices.shape[1], np.nan)]) for prices in (opens, closes))
     exit_place = np.select([died, traded], [last, leave], n_times)
-    exit_price = np.where(died, closes[exit_place, column] * (1.0 - exit_haircut), opens[exit_place, column])
+    exit_price = np.where(died, closes[exit_place, column], opens[exit_place, column])
     known_at = np.select(
         [outcome == "unfilled", died, decided],
         [unfilled_at, times[last] + panel.bar + np.timedelta64(death_after), times[leave] + panel.bar],

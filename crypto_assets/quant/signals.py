@@ -31,8 +31,6 @@ MAX_AGE = 250
 #: A cross compares with the previous existing bar, at most this many intervals back (a raster listing lives
 #: 48 h).
 _PREVIOUS_BARS = kernels.REACH_BARS
-#: Pairs older than this before the week do not enter a fit of thresholds.
-FIT_LOOKBACK = timedelta(weeks=26)
 _HOUR = timedelta(hours=1)
 
 
@@ -45,10 +43,6 @@ def ema_cross_lookback_bars(long: int = LONG_SPAN, max_age: int = MAX_AGE) -> in
     563
     """
     return max_age + _PREVIOUS_BARS + kernels.average_lookback(2.0 / (long + 1.0))
-
-
-#: Whole days before the day of a row that `ema_cross` reads with its defaults on an hourly raster.
-EMA_CROSS_LOOKBACK_DAYS = -(-ema_cross_lookback_bars() // 24)
 
 
 def ema_cross(
@@ -121,8 +115,8 @@ def fit_thresholds(
     grid: Sequence[float],
     cost_frac: float,
     min_pairs: int,
+    lookback: timedelta,
     min_bought: int = 30,
-    lookback: timedelta = FIT_LOOKBACK,
 ) -> pd.DataFrame:
     """Choose the thresholds of one week on out-of-fold pairs realised before it.
 
@@ -147,10 +141,11 @@ def fit_thresholds(
         Cost of a round trip, share of the position.
     min_pairs
         With fewer pairs the status is ``insufficient_history``.
+    lookback
+        Pairs with ``ts`` before ``week - lookback`` are not used, so that a fit does not depend on how much
+        history was loaded.
     min_bought
         Fewest pairs a threshold must have bought to be chosen.
-    lookback
-        Pairs with ``ts`` before ``week - lookback`` are not used.
 
     Returns
     -------

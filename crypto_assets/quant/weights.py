@@ -23,9 +23,6 @@ from crypto_assets.quant.panel import (
 
 RETURN_QUANTILES = (0.025, 0.15, 0.85, 0.975)
 FACTOR_QUANTILES = (0.5,)
-#: Rows older than this before the week are not used, so that a fit does not depend on how much history was
-#: loaded.
-FIT_LOOKBACK = timedelta(weeks=26)
 
 
 def bin_labels(n_quantiles: int) -> np.ndarray:
@@ -144,10 +141,10 @@ def fit_alpha_weights(
     *,
     week: datetime,
     names: Sequence[str],
+    lookback: timedelta,
     return_quantiles: Sequence[float] = RETURN_QUANTILES,
     factor_quantiles: Sequence[float] = FACTOR_QUANTILES,
     min_pairs: int = 500,
-    lookback: timedelta = FIT_LOOKBACK,
 ) -> pd.DataFrame:
     """Fit the weights of one week on rows that were known before it.
 
@@ -165,12 +162,13 @@ def fit_alpha_weights(
         Monday 00:00 UTC: the cut.
     names
         Factors to weight.
+    lookback
+        Rows with ``ts`` before ``week - lookback`` are not used, so that a fit does not depend on how much
+        history was loaded.
     return_quantiles, factor_quantiles
         Groups of `bin_by_quantiles`.
     min_pairs
         With fewer pairs the status is ``insufficient_history``.
-    lookback
-        Rows with ``ts`` before ``week - lookback`` are not used.
 
     Returns
     -------

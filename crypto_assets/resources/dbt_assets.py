@@ -86,11 +86,20 @@ class DbtResource(dg.ConfigurableResource):
 
 
 def lives_of(settings: Settings) -> list[dict[str, Any]]:
-    """Lives of every symbol of the universe: as declared in the settings, else one without bounds."""
+    """Lives of every symbol of the universe: as declared in the settings, else one without bounds.
+
+    A coin that the settings name holds for the whole life; else it is what ``raw/coins`` said at the time.
+    """
     declared = [listing.model_dump(exclude={"known_at"}) for listing in settings.listings]
     several = {listing.symbol for listing in settings.listings}
     single = [
-        {"symbol": symbol, "listing_id": f"{symbol}#1", "coin_id": None, "valid_from": None, "valid_to": None}
+        {
+            "symbol": symbol,
+            "listing_id": f"{symbol}#1",
+            "coin_id": settings.coins.get(symbol),
+            "valid_from": None,
+            "valid_to": None,
+        }
         for symbol in settings.universe.markets
         if symbol not in several
     ]

@@ -26,6 +26,8 @@ from crypto_assets.schemas import TABLES
 
 #: CoinGecko finishes a UTC day 35 minutes after midnight and its caches expire 5 minutes later.
 PUBLICATION_LAG = timedelta(minutes=45)
+#: A point that is late by hours or a weekend still comes; for one that is missing longer nobody has to ask every night.
+LATE_FOR = timedelta(days=3)
 PAGE_ROWS = 1000
 
 Range = tuple[datetime, datetime]
@@ -206,6 +208,17 @@ def _anomalies(rows: pa.Table, venue: str, symbol: str, interval: str) -> list[d
     ]
 
 
+def midnight_before(moment: datetime) -> datetime:
+    """Start of the UTC day of a naive UTC moment.
+
+    Examples
+    --------
+    >>> midnight_before(datetime(2024, 1, 2, 13, 30))
+    datetime.datetime(2024, 1, 2, 0, 0)
+    """
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 def market_cap_pieces(
     client: CoinGeckoClient,
     coin_ids: Sequence[str],
@@ -216,14 +229,34 @@ def market_cap_pieces(
 ) -> Iterator[Piece]:
     """Download the daily market caps that a window lacks and yield them day by day; one request per coin.
 
+    A point may be late, so days after the newest one that came stay uncovered until they ended ``LATE_FOR`` ago.
+
     Parameters
     ----------
+    client
+        The aggregator.
+    coin_ids
+        Its ids, see ``snapshots.coins_with_caps``.
+    covered
+        Series -> ranges already answered and stored.
+    window
+        Naive UTC days.
     now
         The source's time: only days whose publication lag has passed are asked for.
+
+    Yields
+    ------
+    Piece
+        One per day of the window, days without news included.
+
+    Raises
+    ------
+    SourceError
+        After the pieces with what had come before were yielded.
     """
-    published = (now - PUBLICATION_LAG).replace(hour=0, minute=0, second=0, microsecond=0)
-    end = min(window[1], published)
-    series: dict[str, tuple[pa.Table, tuple[Range, ...]]] = {}
+    end = min(window[1], midnight_before(now - PUBLICATION_LAG))
+    settled = midnight_before(now - LATE_FOR)
+    series: dict[str, tuple[pa.Table, Range]] = {}
     failure: SourceError | None = None
     for coin_id in sorted(coin_ids):
         holes = (
@@ -233,13 +266,16 @@ def market_cap_pieces(
             continue
         asked = (holes[0][0], holes[-1][1])
         try:
-            series[coin_id] = (client.market_caps(coin_id, *asked), (asked,))
+            rows = client.market_caps(coin_id, *asked)
         except SourceError as error:
             failure = error
+            continue
+        until = max(settled, rows["ts"][-1].as_py() + timedelta(days=1)) if rows.num_rows else settled
+        series[coin_id] = (rows, (asked[0], min(asked[1], until)))
     for key, left, right in keys_of("daily", *window):
         tables, coverage = [TABLES["raw/market_caps"].arrow_schema().empty_table()], []
         for coin_id, (rows, proved) in series.items():
-            ranges = union_of((max(a, left), min(b, right)) for a, b in proved)
+            ranges = union_of([(max(proved[0], left), min(proved[1], right))])
             if not ranges:
                 continue
             coverage.append(SeriesCoverage(f"coingecko|{coin_id}|1d", ranges))

@@ -1,7 +1,8 @@
 """Sources that tell only the present: what was seen becomes rows of the day on which it was seen.
 
-Here: rows of ``raw/symbols`` and ``raw/coins`` from the clients' answers, and the native names that ingestion needs.
-Not here: histories (``ingest``). The assets of raw import it.
+Here: rows of ``raw/symbols`` and ``raw/coins`` from the clients' answers, and what follows from them: native names of
+markets and the coins whose caps are collected. Not here: histories (``ingest``). Assets of raw, automation and checks
+import it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from crypto_assets.resources.sources import SourceRefused
 from crypto_assets.resources.warehouse import PartitionStream
 from crypto_assets.resources.warehouse.lake import Piece
 from crypto_assets.schemas import TABLES
+from crypto_assets.settings import Settings
 
 _STATE = [
     "exchange_symbol",
@@ -76,16 +78,17 @@ def snapshot_stream(
 def native_names(markets: Sequence[str], known: pd.DataFrame, client: ExchangeClient) -> dict[str, str]:
     """Symbol -> the exchange's own name, from what was last seen, else from the exchange.
 
+    A market that was seen once keeps its name: its history is asked for after the exchange has dropped it.
+
     Raises
     ------
     SourceRefused
-        If the exchange does not know a market of the universe.
+        If a market of the universe was never seen and the exchange does not know it.
     """
     names = dict(zip(known["symbol"], known["exchange_symbol"], strict=True))
     if set(markets) - set(names):
-        names = dict(
-            zip(*(client.symbols()[name].to_pylist() for name in ("symbol", "exchange_symbol")), strict=True)
-        )
+        listed = client.symbols()
+        names |= dict(zip(*(listed[name].to_pylist() for name in ("symbol", "exchange_symbol")), strict=True))
     unknown = sorted(set(markets) - set(names))
     if unknown:
         raise SourceRefused(
@@ -94,6 +97,26 @@ def native_names(markets: Sequence[str], known: pd.DataFrame, client: ExchangeCl
             "correct universe.symbols or universe.quote in platform.yaml",
         )
     return {symbol: names[symbol] for symbol in markets}
+
+
+def coins_with_caps(known: pd.DataFrame, settings: Settings) -> list[str]:
+    """The coins whose market caps are collected: those that stand behind markets of the universe, and declared ones.
+
+    Parameters
+    ----------
+    known
+        The newest row of raw/coins of every coin: ``coin_id``, ``symbol`` (missing: no market of ours).
+    settings
+        The universe, and the listings whose coins are named there.
+
+    Returns
+    -------
+    list of str
+        CoinGecko's ids, sorted. A coin whose market has left the universe is not among them.
+    """
+    declared = {listing.coin_id for listing in settings.listings if listing.coin_id}
+    mapped = known.loc[known["symbol"].isin(settings.universe.markets), "coin_id"]
+    return sorted(declared.union(mapped))
 
 
 def _same(now: tuple[object, ...], before: tuple[object, ...] | None) -> bool:

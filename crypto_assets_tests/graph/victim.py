@@ -1,9 +1,10 @@
 """A process that materializes the graph and kills itself as ``kill -9`` would, right before a chosen file operation.
 
 Run with a folder and the market's addresses as arguments. Each line on its standard input orders one run: the name of
-the warehouse, and the kind of the operation with its number among its kind (null: live on); each is answered by a line
-that says whether it was killed, else what it did. Every order is carried out by a fork, so that imports are paid once.
-Only ``test_kill.py`` starts it.
+the warehouse, the kind of the operation with its number among its kind (null: live on), and the stages or tables to
+read again from the sources although they are covered (null: build the graph). Each is answered by a line that says
+whether it was killed, else what it did. Every order is carried out by a fork, so that imports are paid once. Only
+``test_kill.py`` starts it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import traceback
 from datetime import date, datetime
 from pathlib import Path
 
+from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets_tests.graph.harness import Platform, steps
 
 FIRST = date(2024, 1, 31)
@@ -31,8 +33,13 @@ def kind_of(event: str, path: str) -> str:
     return f"{event} " + re.sub(r"^(lake|\.locks)/[a-z]+/[a-z_]+", r"\1/TABLE", general)
 
 
-def live(folder: Path, addresses: tuple[str, str], wanted: tuple[str, int] | None) -> list[str]:
-    """Build the graph; die before the chosen operation. Returns the operations in order."""
+def live(
+    folder: Path, addresses: tuple[str, str], wanted: tuple[str, int] | None, again: list[str] | None
+) -> list[str]:
+    """Build the graph, or some of it with all bars asked for again; die before the chosen operation.
+
+    Returns the operations in order.
+    """
     done: list[str] = []
     root = f"{folder}{os.sep}"
 
@@ -44,14 +51,23 @@ def live(folder: Path, addresses: tuple[str, str], wanted: tuple[str, int] | Non
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
-    Platform(folder, *addresses).build(NOW, first=FIRST)
+    if again is not None:
+        # Of the fork alone: nothing counts as covered, so that a restated bar comes again.
+        WarehouseResource.covered = lambda *_: {}
+    Platform(folder, *addresses).build(NOW, first=FIRST, only=again)
     return done
 
 
-def _die_after(folder: Path, addresses: tuple[str, str], wanted: tuple[str, int] | None, write: int) -> None:
+def _die_after(
+    folder: Path,
+    addresses: tuple[str, str],
+    wanted: tuple[str, int] | None,
+    again: list[str] | None,
+    write: int,
+) -> None:
     status = 1
     try:
-        done = live(folder, addresses, wanted)
+        done = live(folder, addresses, wanted, again)
         with os.fdopen(write, "w") as answer:
             json.dump(done, answer)
         status = 0
@@ -70,12 +86,12 @@ def main() -> None:
         importlib.import_module(module)
     steps()
     for line in sys.stdin:
-        name, wanted = json.loads(line)
+        name, wanted, again = json.loads(line)
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(read)
-            _die_after(Path(folder) / name, addresses, wanted and (wanted[0], wanted[1]), write)
+            _die_after(Path(folder) / name, addresses, wanted and (wanted[0], wanted[1]), again, write)
         os.close(write)
         with os.fdopen(read) as answer:
             done = answer.read()

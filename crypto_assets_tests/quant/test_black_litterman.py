@@ -65,27 +65,73 @@ def test_a_covariance_of_too_few_common_returns_is_refused() -> None:
 # Published numbers
 
 
-@needs_recorded
-def test_he_and_litterman_1999_is_reproduced() -> None:
-    paper = json.loads((PAPERS / "he_litterman_1999.json").read_text())
-    volatility = np.array(paper["volatility_table1"])
-    sigma = np.array(paper["correlation_table2"]) * np.outer(volatility, volatility)
-    w_eq, delta, tau = np.array(paper["equilibrium_weights_table1"]), paper["delta"], paper["tau"]
-    pi = bl.equilibrium_returns(sigma, w_eq, delta=delta)
-    printed = np.array(paper["equilibrium_returns_percent_table1"])
-    assert np.abs(100 * pi - printed).max() <= paper["tolerance_equilibrium_percent"] + 1e-9
+# He and Litterman (1999), tables 1 and 2: Australia, Canada, France, Germany, Japan, UK, USA.
+VOLATILITY = np.array([0.16, 0.203, 0.248, 0.271, 0.21, 0.2, 0.187])
+W_EQ = np.array([0.016, 0.022, 0.052, 0.055, 0.116, 0.124, 0.615])
+PI_PERCENT = np.array([3.9, 6.9, 8.4, 9.0, 4.3, 6.8, 7.6])
+CORRELATION = np.array(
+    [
+        [1.000, 0.488, 0.478, 0.515, 0.439, 0.512, 0.491],
+        [0.488, 1.000, 0.664, 0.655, 0.310, 0.608, 0.779],
+        [0.478, 0.664, 1.000, 0.861, 0.355, 0.783, 0.668],
+        [0.515, 0.655, 0.861, 1.000, 0.354, 0.777, 0.653],
+        [0.439, 0.310, 0.355, 0.354, 1.000, 0.405, 0.306],
+        [0.512, 0.608, 0.783, 0.777, 0.405, 1.000, 0.652],
+        [0.491, 0.779, 0.668, 0.653, 0.306, 0.652, 1.000],
+    ]
+)
+GERMANY_OVER_FRANCE_AND_UK = [0, 0, -0.295, 1, 0, -0.705, 0]
+CANADA_OVER_USA = [0, 1, 0, 0, 0, 0, -1]
 
-    for name in ("view1", "view1_and_2"):
-        views = paper[name]
-        picks = np.atleast_2d(np.array(views["P"], dtype=float))
-        half = np.full(len(picks), 0.5)  # Omega = tau p'Sigma p is the confidence of one half.
-        result = bl.posterior(sigma, pi, picks, np.array(views["Q"]), half, tau=tau)
-        assert np.abs(result.mu - views["recomputed_posterior_returns"]).max() < 1e-9
-        weights = np.linalg.solve(delta * result.covariance, result.mu)
-        assert np.abs(weights - views["expected_weights"]).max() < 1e-8
-        # A relative view trades one side against the other only where its own weights sum to zero.
-        assert picks.sum(axis=1) == pytest.approx(0)
-        assert weights.sum() == pytest.approx(1 / (1 + tau), abs=1e-9)
+
+# The paper's examples of one and of two views, in more digits than it prints.
+@pytest.mark.parametrize(
+    ("picks", "expected", "mu", "weights"),
+    [
+        (
+            [GERMANY_OVER_FRANCE_AND_UK],
+            [0.05],
+            [
+                0.0432802351,
+                0.0757566247,
+                0.0928767252,
+                0.1103671444,
+                0.0450616399,
+                0.0695271029,
+                0.0806932954,
+            ],
+            [0.0152381, 0.02095238, -0.03948465, 0.35410454, 0.11047619, -0.09461989, 0.58571429],
+        ),
+        (
+            [GERMANY_OVER_FRANCE_AND_UK, CANADA_OVER_USA],
+            [0.05, 0.03],
+            [
+                0.0442214515,
+                0.0872986419,
+                0.0947974504,
+                0.1120994701,
+                0.0461634653,
+                0.0697166032,
+                0.0748155953,
+            ],
+            [0.0152381, 0.41863571, -0.03409321, 0.33582847, 0.11047619, -0.08173526, 0.18803095],
+        ),
+    ],
+)
+def test_he_and_litterman_1999_is_reproduced(
+    picks: list[list[float]], expected: list[float], mu: list[float], weights: list[float]
+) -> None:
+    delta, tau = 2.5, 0.05
+    sigma = CORRELATION * np.outer(VOLATILITY, VOLATILITY)
+    pi = bl.equilibrium_returns(sigma, W_EQ, delta=delta)
+    assert np.abs(100 * pi - PI_PERCENT).max() <= 0.05 + 1e-9
+    half = np.full(len(picks), 0.5)  # Omega = tau p'Sigma p is the confidence of one half.
+    result = bl.posterior(sigma, pi, np.array(picks, dtype=float), np.array(expected), half, tau=tau)
+    assert np.abs(result.mu - mu).max() < 1e-9
+    found = np.linalg.solve(delta * result.covariance, result.mu)
+    assert np.abs(found - weights).max() < 1e-8
+    # Both views trade one side against the other, so they leave the sum of weights alone.
+    assert found.sum() == pytest.approx(1 / (1 + tau), abs=1e-9)
 
 
 @needs_recorded

@@ -83,6 +83,8 @@ def test_prior_risk_and_equilibrium_are_those_of_the_last_window() -> None:
     assert rows["pi_frac"].to_numpy() == pytest.approx(2.5 * sigma @ w_mkt, rel=1e-12)
     assert (rows["close"].to_numpy() == wide[-1]).all()
     assert set(rows["status"]) == {"ok"}
+    assert set(rows["covariance_method"]) == {"ledoit_wolf"}
+    assert (rows["covariance_change_frac"] == 0).all()
     assert rows["score_z"].isna().all()
     assert (rows["n_sources"] == 0).all()
 
@@ -118,6 +120,28 @@ def test_too_few_known_caps_make_an_equal_prior_that_says_so() -> None:
     assert set(decide(market(100, caps=dict.fromkeys(COINS[:2], np.nan)), [at(99)])["status"]) == {"ok"}
 
 
+def test_an_equal_prior_also_stands_in_where_no_cap_is_known_and_none_is_demanded() -> None:
+    rows = decide(market(100, caps=dict.fromkeys(COINS, np.nan)), [at(99)], min_cap_coverage=0.0)
+    assert set(rows["status"]) == {"prior_degraded"}
+    assert rows["w_mkt"].to_numpy() == pytest.approx(np.full(6, 1 / 6))
+    assert rows["pi_frac"].notna().all()
+    some = decide(market(100, caps=dict.fromkeys(COINS[1:], np.nan)), [at(99)], min_cap_coverage=0.0)
+    assert some["w_mkt"].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_repair_of_a_covariance_with_missing_returns_is_stored() -> None:
+    raster = market(100, seed=1, missing_share=0.1)
+    rows = decide(raster, [at(99)], lookback_bars=12, max_bar_age=5)
+    chosen = rows["eligible"].to_numpy()
+    wide = raster[raster["has_bar"]].pivot(index="ts", columns="symbol", values="close")
+    close = wide.reindex(pd.date_range(at(86), at(98), freq=HOUR))[rows.loc[chosen, "symbol"]].to_numpy()
+    measured = black_litterman.covariance(close[1:] / close[:-1] - 1, periods=24)
+    assert measured.change_frac > 1e-6
+    assert set(rows.loc[chosen, "covariance_method"]) == {"pairwise"}
+    assert set(rows.loc[chosen, "covariance_change_frac"]) == {measured.change_frac}
+    assert (rows.loc[chosen, "sigma_frac"].to_numpy() == np.sqrt(np.diag(measured.matrix))).all()
+
+
 def test_a_cap_counts_for_three_days_after_its_day() -> None:
     raster = market(120)
     for hours_since, known in ((72, True), (73, False)):
@@ -137,7 +161,8 @@ def test_ineligible_coins_keep_their_row_and_reason() -> None:
     )
     out = rows[~rows["eligible"]]
     assert out["symbol"].tolist() == ["C1/USDT", "C2/USDT"]
-    assert out[["w_mkt", "sigma_frac", "pi_frac", "score_z"]].isna().all(axis=None)
+    nothing = ["w_mkt", "sigma_frac", "pi_frac", "covariance_method", "covariance_change_frac", "score_z"]
+    assert out[nothing].isna().all(axis=None)
     assert out["close"].notna().all()
 
 

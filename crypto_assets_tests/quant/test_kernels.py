@@ -14,14 +14,11 @@ RNG_SHAPE = (400, 3)
 
 ROLLING = {
     "sum": lambda x: kernels.rolling_sum(x, 30, 10),
-    "mean": lambda x: kernels.rolling_mean(x, 30, 10),
     "sd": lambda x: kernels.rolling_sd(x, 30, 10),
-    "min": lambda x: kernels.rolling_min(x, 30, 10),
     "max": lambda x: kernels.rolling_max(x, 30, 10),
     "argmax": lambda x: kernels.rolling_argmax(x, 30, 10),
     "correlation": lambda x: kernels.rolling_correlation(x, np.sqrt(np.abs(x)), 30, 10),
     "rank": lambda x: kernels.ts_rank(x, 30, 10),
-    "zscore": lambda x: kernels.ts_zscore(x, 30, 10),
     "ema": lambda x: kernels.ema(x, 3),
     "wilder": lambda x: kernels.wilder(x, 2),
 }
@@ -54,7 +51,7 @@ def test_a_kernel_refuses_anything_but_a_matrix(bad: np.ndarray) -> None:
 @pytest.mark.parametrize("min_present", [0, 4])
 def test_a_kernel_refuses_a_minimum_outside_its_window(min_present: int) -> None:
     with pytest.raises(ValueError, match="min_present"):
-        kernels.rolling_mean(np.zeros((5, 1)), 3, min_present)
+        kernels.rolling_sum(np.zeros((5, 1)), 3, min_present)
 
 
 def test_a_correlation_refuses_matrices_of_different_shape() -> None:
@@ -71,9 +68,7 @@ def test_a_finite_average_refuses_weights_outside_its_range(alpha: float) -> Non
 def test_rolling_values_by_hand() -> None:
     x = np.array([[1.0], [np.nan], [3.0], [8.0]])
     assert kernels.rolling_sum(x, 3, 2)[2:].ravel().tolist() == [4.0, 11.0]
-    assert kernels.rolling_mean(x, 3, 2)[2:].ravel().tolist() == [2.0, 5.5]
     assert kernels.rolling_sd(x, 3, 2)[2:].ravel() == pytest.approx([np.sqrt(2.0), np.sqrt(12.5)], rel=1e-15)
-    assert kernels.rolling_min(x, 3, 2)[2:].ravel().tolist() == [1.0, 3.0]
     assert kernels.rolling_max(x, 3, 2)[2:].ravel().tolist() == [3.0, 8.0]
     assert np.isnan(kernels.rolling_sum(x, 3, 2)[:2]).all()
 
@@ -96,12 +91,9 @@ def test_rolling_kernels_agree_with_pandas(seed: int) -> None:
     rolling = frame.rolling(30, min_periods=10)
     expected = {
         "sum": rolling.sum(),
-        "mean": rolling.mean(),
         "sd": rolling.std(),
-        "min": rolling.min(),
         "max": rolling.max(),
         "rank": rolling.rank(pct=True),
-        "zscore": (frame - rolling.mean()) / rolling.std(),
     }
     for name, values in expected.items():
         np.testing.assert_allclose(
@@ -129,11 +121,9 @@ def test_the_default_rank_needs_360_of_720_values() -> None:
     assert kernels.ts_rank(-x).ravel()[-1] == 1 / 720
 
 
-def test_constants_have_an_exact_mean_no_deviation_and_no_zscore() -> None:
+def test_constants_have_an_exact_average_no_deviation_and_no_correlation() -> None:
     x = np.full((50, 2), 0.1)
-    assert (kernels.rolling_mean(x, 30, 10)[10:] == 0.1).all()
     assert (kernels.rolling_sd(x, 30, 10)[10:] == 0.0).all()
-    assert np.isnan(kernels.ts_zscore(x, 30, 10)).all()
     assert np.isnan(kernels.rolling_correlation(x, noise(1, (50, 2), 0.0), 30, 10)).all()
     assert (kernels.ema(np.full((200, 1), 0.1), 5)[70:] == 0.1).all()
 

@@ -54,12 +54,6 @@ def test_labels_refuse_durations_that_are_no_whole_bars() -> None:
         label(raster, hours=0)
 
 
-@pytest.mark.parametrize("haircut", [-0.1, 1.1])
-def test_labels_refuse_a_haircut_outside_its_range(haircut: float) -> None:
-    with pytest.raises(ValueError, match="exit_haircut"):
-        label(hand_raster([0], 1), exit_haircut=haircut)
-
-
 @pytest.mark.parametrize("price", [0.0, -1.0, np.nan])
 def test_labels_refuse_a_bar_without_a_positive_price(price: float) -> None:
     raster = hand_raster([0, 1], 2)
@@ -129,9 +123,6 @@ def test_a_death_leaves_at_the_last_close_a_day_later() -> None:
     assert (hour_of(dead["exit_ts"]), hour_of(dead["known_at"])) == (3, 4 + 24)
     assert label(raster, watermark=START + 27 * HOUR).iloc[0][DECIDED].isna().all()
     assert label(raster, watermark=START + 28 * HOUR).iloc[0]["outcome"] == "death"
-    assert label(raster, exit_haircut=1.0).iloc[0]["forward_return_frac"] == -1.0
-    half = label(raster, exit_haircut=0.5).iloc[0]["forward_return_frac"]
-    assert half == 0.5 * 203.0 / 101.0 - 1.0
 
 
 def test_a_death_in_the_fill_bar_still_counts() -> None:

@@ -23,6 +23,8 @@ from crypto_assets_tests.quant.rasters import (
 )
 
 WEEK = datetime(2022, 5, 30)
+LOOKBACK = timedelta(weeks=8)
+CROSS_LOOKBACK_DAYS = -(-signals.ema_cross_lookback_bars() // 24)
 VECTOR = [10.0, 11, 12, 11, 10, 9, 8, 9, 10, 11, 12, 13]
 VECTOR_SIGNALS = [0, 1, 0.97, 0.941, -1, -0.97, -0.941, -0.913, 1, 0.97, 0.941, 0.913]
 KEY = ("symbol", "ts", "rule")
@@ -117,7 +119,7 @@ def test_a_new_listing_does_not_inherit_a_state() -> None:
 @QUICK
 @given(
     seed=st.integers(0, 10_000),
-    first_hour=st.integers(signals.EMA_CROSS_LOOKBACK_DAYS * 24, 880),
+    first_hour=st.integers(CROSS_LOOKBACK_DAYS * 24, 880),
     hours=st.integers(1, 40),
     missing=st.sampled_from([0.0, 0.02, 0.3]),
 )
@@ -136,7 +138,7 @@ def test_crosses_have_the_same_bits_in_any_chunk(
         raster,
         start=start,
         end=start + hours * HOUR,
-        lookback_days=signals.EMA_CROSS_LOOKBACK_DAYS,
+        lookback_days=CROSS_LOOKBACK_DAYS,
         key=KEY,
         symbols=["BBB/USDT"],
     )
@@ -174,6 +176,7 @@ def fit(scores: pd.DataFrame, labels: pd.DataFrame, **changes: object) -> pd.Dat
         "grid": (0.55, 0.6, 0.65, 0.7, 0.75),
         "cost_frac": 0.0,
         "min_pairs": 500,
+        "lookback": LOOKBACK,
     } | changes
     return signals.fit_thresholds(scores, labels, **arguments)  # ty: ignore[invalid-argument-type]
 
@@ -240,7 +243,7 @@ def test_thresholds_see_only_pairs_realised_before_their_week(seed: int, shuffle
     expected = fit(scores, labels)
     later, old = (
         scored(seed=seed + 1, end=WEEK + timedelta(days=20)),
-        scored(seed=seed + 2, end=WEEK - signals.FIT_LOOKBACK),
+        scored(seed=seed + 2, end=WEEK - LOOKBACK),
     )
     later_scores, later_labels = (frame.loc[frame["ts"] >= WEEK] for frame in later)
     undecided = later_labels.assign(

@@ -13,6 +13,7 @@ from crypto_assets.quant import weights
 from crypto_assets_tests.quant.rasters import QUICK, assert_same_bits
 
 WEEK = datetime(2022, 5, 30)
+LOOKBACK = timedelta(weeks=8)
 NAMES = ["f1", "f2", "f3"]
 RETURNS = np.array([-0.08, -0.03, -0.02, -0.01, 0, 0.005, 0.01, 0.02, 0.03, 0.09, 0.012, -0.004])
 FACTOR = np.array([-1, -0.5, -0.2, 0.1, 0.3, 0.2, 0.4, 0.5, 0.9, 1.2, -0.1, 0])
@@ -44,7 +45,7 @@ def history(
 
 
 def fit(factors: pd.DataFrame, labels: pd.DataFrame, **changes: object) -> pd.DataFrame:
-    arguments = {"week": WEEK, "names": NAMES} | changes
+    arguments = {"week": WEEK, "names": NAMES, "lookback": LOOKBACK} | changes
     return weights.fit_alpha_weights(factors, labels, **arguments)  # ty: ignore[invalid-argument-type]
 
 
@@ -204,7 +205,7 @@ def test_a_fit_sees_only_what_was_known_before_its_week(seed: int, shuffle: int)
     factors, labels = history(seed=seed)
     expected = fit(factors, labels)
     later_factors, later_labels = history(24 * 7, seed=seed + 1, end=WEEK + timedelta(days=7))
-    old_factors, old_labels = history(48, seed=seed + 2, end=WEEK - weights.FIT_LOOKBACK)
+    old_factors, old_labels = history(48, seed=seed + 2, end=WEEK - LOOKBACK)
     undecided = later_labels.assign(
         known_at=later_labels["known_at"].mask(later_labels["ts"].notna()), forward_return_frac=9.9
     )

@@ -269,21 +269,28 @@ def test_a_market_cap_is_not_known_before_its_publication_and_expires_three_days
     assert (min(known), max(known)) == (D1 + DAY, D1 + 4 * DAY - HOUR)
 
 
-def test_the_coin_comes_from_the_newest_snapshot_where_the_listing_names_none(lake: Lake) -> None:
+def test_the_coin_is_what_the_newest_snapshot_of_the_time_said_where_the_listing_names_none(
+    lake: Lake,
+) -> None:
     def coin(coin_id: str, day: datetime, symbol: str | None) -> Row:
         return {"coin_id": coin_id, "ts": day, "known_at": day + 2 * HOUR, "ticker": "a", "symbol": symbol}
 
-    store(lake, "raw/klines", hours("A/USDT", D1, 2))
+    store(lake, "raw/klines", hours("A/USDT", D1, 48))
     store(
         lake,
         "raw/coins",
         [coin("first", D1, "A/USDT"), coin("second", D1 + DAY, "A/USDT"), coin("third", D1 + DAY, None)],
     )
     listings = [{"symbol": "A/USDT", "listing_id": "A/USDT#1"}]
-    raster = run(lake, ["rollups/klines", "rollups/raster"], D1, D1 + DAY, listings=listings)[
-        "rollups/raster"
-    ]
-    assert set(raster.column("coin_id").to_pylist()) == {"second"}
+    models = ["rollups/klines", "rollups/raster"]
+    coins = by_ts(run(lake, models, D1, D1 + 2 * DAY, listings=listings)["rollups/raster"], "coin_id")
+    change = D1 + DAY + HOUR  # the bar that ends when the second snapshot is known
+    assert {ts: coin for ts, coin in coins.items() if ts < change} == {
+        D1 + hour * HOUR: "first" for hour in range(25)
+    }
+    assert {coin for ts, coin in coins.items() if ts >= change} == {"second"}
+    day = by_ts(run(lake, models, D1 + DAY, D1 + 2 * DAY, listings=listings)["rollups/raster"], "coin_id")
+    assert day == {ts: coin for ts, coin in coins.items() if ts >= D1 + DAY}
 
 
 def test_turnover_is_base_volume_times_close_where_the_source_lacks_quote_volume(lake: Lake) -> None:

@@ -65,19 +65,26 @@ class WarehouseResource(dg.ConfigurableResource):
         return max(self.watermarks("raw/klines", start, end).values(), default=start)
 
     def require_whole(self, weeks: Sequence[datetime]) -> None:
-        """Refuse to fit a week before the day that ends at its cut is whole.
+        """Refuse to fit a week before the day that ends at its cut is stored and whole.
+
+        Where nothing was collected before the cut, there is nothing to wait for: the fit is empty.
 
         Raises
         ------
         WarehouseError
             Naming the cut and how far raw/klines has come.
         """
+        stored = self.lake.partitions(table_of("raw/klines"))
         for cut in weeks:
-            known = self.watermarks("raw/klines", cut - DAY, cut).get(cut - DAY)
-            if known is not None and known < cut:
+            if not stored or stored[0] >= cut.date().isoformat():
+                continue
+            before = cut - DAY
+            known = self.watermarks("raw/klines", before, cut).get(before)
+            if known is None or known < cut:
+                reached = f"has come only to {known}" if known else f"lacks {before.date()}"
                 raise WarehouseError(
-                    f"the week of {cut.date()} is fitted on rows known by its start, but raw/klines has come only "
-                    f"to {known}; materialize the day before first"
+                    f"the week of {cut.date()} is fitted on rows known by its start, but raw/klines {reached}; "
+                    "materialize the day before first"
                 )
 
     def covered(
@@ -149,6 +156,7 @@ class Publisher:
         catalog = Catalog(self.lake)
         catalog.require_ours()
         pieces = obj.pieces if isinstance(obj, PartitionStream) else _pieces(table, obj, window)
+        unseen = not self.lake.holds(table)
         stored = []
         for piece in pieces:
             provenance = Provenance(
@@ -160,6 +168,9 @@ class Publisher:
             )
             stored.append(self._store(table, piece, provenance))
             lineage.forget(table, piece.partition)
+            if unseen and len(stored) == 1:
+                # A long first load is seen from its first partition on, and what a kill leaves of it is seen as well.
+                catalog.refresh()
         catalog.refresh()
         return stored
 

@@ -79,11 +79,19 @@ class Lineage:
         The partitions.
     reads
         Name of each derived table -> what it reads; sources are left out.
+    code_versions
+        Name of each derived table -> version of the SQL and settings that make it now; None where it has none.
     """
 
-    def __init__(self, lake: Lake, reads: Mapping[str, tuple[Read, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        reads: Mapping[str, tuple[Read, ...]] | None = None,
+        code_versions: Mapping[str, str | None] | None = None,
+    ) -> None:
         self.lake = lake
         self.reads = dict(reads or {})
+        self.code_versions = dict(code_versions or {})
         # Learned from files, which are replaced and never changed; shared by all moments.
         self._paths: dict[tuple[str, str], Path] = {}
         self._stored: dict[tuple[str, str], tuple[Mark, Provenance]] = {}
@@ -236,7 +244,7 @@ class Lineage:
     # -- what no longer follows
 
     def change(self, name: str, partition: str) -> str | None:
-        """A hash of what a partition would now be made from; None if it was made from exactly that, or cannot be made."""
+        """A hash of what a partition would now be made from and by; None if it was made so, or cannot be made."""
         at = (name, partition)
         if at not in self._changes:
             self._changes[at] = self._change(name, partition)
@@ -247,10 +255,11 @@ class Lineage:
         if not self.is_ready(name, partition):
             return None
         now = self.inputs(table, partition, self.reads[name])
+        by = self.code_versions.get(name)
         stored = self.provenance(table, partition)
-        if stored is not None and dict(stored.inputs) == now:
+        if stored is not None and dict(stored.inputs) == now and stored.code_version == by:
             return None
-        return hash_of(now)
+        return hash_of(now | {"made by": str(by)})
 
     def is_ready(self, name: str, partition: str, expected: Mapping[str, set[str]] | None = None) -> bool:
         """Whether all that a partition reads of its own period is stored, and for a fit the week before is whole.

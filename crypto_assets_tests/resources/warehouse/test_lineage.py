@@ -73,6 +73,13 @@ def test_an_hour_without_a_trade_is_news_and_a_second_reading_of_it_is_none(lake
     assert Lineage(lake, READS).change(RASTER.name, key(MONDAY)) is None
 
 
+def test_other_sql_or_settings_make_a_partition_due_again(lake: Lake) -> None:
+    read_until(lake, MONDAY + timedelta(hours=5))
+    make(lake, RASTER.name, key(MONDAY))
+    assert Lineage(lake, READS, {RASTER.name: None}).change(RASTER.name, key(MONDAY)) is None
+    assert Lineage(lake, READS, {RASTER.name: "2"}).change(RASTER.name, key(MONDAY)) is not None
+
+
 def test_equal_rows_stop_the_chain_and_other_rows_do_not(lake: Lake) -> None:
     read_until(lake, MONDAY + timedelta(hours=5))
     make(lake, RASTER.name, key(MONDAY))

@@ -42,20 +42,30 @@ living as (
     where bars.ts > grid.ts - interval 48 hours
 ),
 
-mapped as (
-    select symbol, coin_id
+snapshots as (
+    select symbol, coin_id, known_at
     from {{ source('raw', 'coins') }}
     where symbol is not null
-    qualify row_number() over (
-        partition by symbol order by known_at desc, market_cap_rank asc nulls last, coin_id
-    ) = 1
+    qualify row_number() over (partition by symbol, known_at order by market_cap_rank asc nulls last, coin_id) = 1
 ),
 
-listing_coins as (
-    select listings.listing_id, coalesce(max(listings.coin_id), max(mapped.coin_id)) as coin_id
-    from control.listings
-    left join mapped using (symbol)
-    group by listings.listing_id
+{#- What was seen first stands for all time before. -#}
+mapped as (
+    select
+        symbol,
+        coin_id,
+        case
+            when row_number() over (partition by symbol order by known_at) = 1 then timestamp '0001-01-01'
+            else known_at
+        end as since
+    from snapshots
+),
+
+named as (
+    select living.*, coalesce(listings.coin_id, mapped.coin_id) as coin_id
+    from living
+    left join control.listings using (listing_id)
+    asof left join mapped on living.symbol = mapped.symbol and living.known_at >= mapped.since
 ),
 
 caps_read as (
@@ -83,13 +93,11 @@ caps as (
 
 valued as (
     select
-        living.*,
-        listing_coins.coin_id,
-        case when caps.known_at > living.known_at - interval 3 days then caps.market_cap_usd end as market_cap_usd,
+        named.*,
+        case when caps.known_at > named.known_at - interval 3 days then caps.market_cap_usd end as market_cap_usd,
         caps.ts as cap_ts
-    from living
-    left join listing_coins using (listing_id)
-    asof left join caps on listing_coins.coin_id = caps.coin_id and living.known_at >= caps.known_at
+    from named
+    asof left join caps on named.coin_id = caps.coin_id and named.known_at >= caps.known_at
 )
 
 select
