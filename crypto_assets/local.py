@@ -112,7 +112,8 @@ def stop_with_parent() -> None:
     """Interrupt this process when its standard input ends, which the process that started it holds open."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Unbuffered: a thread that holds a buffer's lock would stop the interpreter from ending.
+        os.read(0, 1)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from datetime import timedelta
@@ -53,6 +54,23 @@ def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settin
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     monkeypatch.setenv("CRYPTO_ASSETS_CONFIG", str(path))
     yield load_settings(path)
+
+
+def test_the_market_ends_when_its_parent_is_killed(platform: Settings) -> None:
+    address = local.market_address(platform)
+    hold = (
+        "import time; from crypto_assets import local; from crypto_assets.settings import current_settings\n"
+    )
+    hold += "with local.market(current_settings()):\n    print('open', flush=True)\n    time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"open\n"
+        assert local.answers(address)
+        parent.kill()
+    until = time.monotonic() + 20
+    while listens(platform.simulation.port) and time.monotonic() < until:
+        pass
+    assert not listens(platform.simulation.port)
 
 
 def test_a_warehouse_is_never_filled_from_two_simulated_markets(platform: Settings) -> None:
