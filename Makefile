@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cat constraints.txt pyproject.toml | cksum | tr ' ' '-')
 BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 export OMP_WAIT_POLICY := PASSIVE
+# As pip does by itself: trust the certificates that the system trusts.
+export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run doctor test test-fast test-services check docs clean
@@ -23,7 +25,8 @@ $(STAMP): constraints.txt pyproject.toml
 		|| installer="$(PYTHON) -m pip --python $(BIN)/python"; \
 	$$installer install --quiet uv && uv="$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python" \
 		|| uv="$$installer install --quiet"; \
-	$$uv -c constraints.txt -e '.[dev]'
+	$$uv -c constraints.txt -e '.[dev]' || { echo "uv failed; pip, which has settings of its own, goes on"; \
+		$$installer install --quiet -c constraints.txt -e '.[dev]'; }
 	@$(BIN)/python -m crypto_assets.openmp
 	@rm -f $(VENV)/.stamp-*
 	@touch $@
