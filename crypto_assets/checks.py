@@ -16,10 +16,9 @@ from datetime import datetime, timedelta
 import dagster as dg
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from crypto_assets.intervals import INTERVAL_MS, interval_delta
-from crypto_assets.partitions import keys_of, window_of
+from crypto_assets.partitions import DAY, keys_of, window_of
 from crypto_assets.resources.dbt_assets import lives_of
 from crypto_assets.resources.ingest import PUBLICATION_LAG
 from crypto_assets.resources.snapshots import coins_with_caps
@@ -28,7 +27,6 @@ from crypto_assets.resources.warehouse.lake import Lake, Provenance, memory_conn
 from crypto_assets.schemas import ARROW_TYPES, TABLES, Table
 from crypto_assets.settings import Settings
 
-_DAY = timedelta(days=1)
 _SHOWN = 5
 _KLINES, _RASTER, _CAPS = (TABLES[name] for name in ("raw/klines", "rollups/raster", "raw/market_caps"))
 #: Sums of weights are exact to rounding; solvers keep bounds to their own tolerance, which is cut before storing.
@@ -205,11 +203,13 @@ def _evidence(
     table: Table, lake: Lake, settings: Settings, partitions: Sequence[str] | None
 ) -> Generator[Evidence]:
     asked = lake.partitions(table) if partitions is None else partitions
-    stored = _stored(lake, table, asked)
-    files = {key: pq.read_metadata(lake.path(table, key)) for key in stored}
-    n_rows = {key: file.num_rows for key, file in files.items()}
+    footers = {key: found for key in asked if (found := lake.footer(table, key)) is not None}
+    stored = {key: provenance for key, (provenance, _) in footers.items()}
+    n_rows = {key: file.num_rows for key, (_, file) in footers.items()}
     declared = table.arrow_schema()
-    foreign = [key for key, file in files.items() if not file.schema.to_arrow_schema().equals(declared)]
+    foreign = [
+        key for key, (_, file) in footers.items() if not file.schema.to_arrow_schema().equals(declared)
+    ]
     with memory_connection() as connection:
         _view(connection, "rows", lake, table, asked)
         yield Evidence(connection, lake, table, settings, asked, stored, n_rows, foreign)
@@ -625,7 +625,7 @@ def _grid(table: Table, settings: Settings) -> _Grid | None:
         return _Grid(_KLINES, "symbol", asked, bar, timedelta(0), _markets, "has_bar", possible, at_source)
     if table == _CAPS:
         known, possible = "market_cap_usd is not null", "select * from absent"
-        return _Grid(_CAPS, "coin_id", "coingecko|{}|1d", _DAY, PUBLICATION_LAG, _coins, known, possible)
+        return _Grid(_CAPS, "coin_id", "coingecko|{}|1d", DAY, PUBLICATION_LAG, _coins, known, possible)
     return None
 
 
@@ -716,4 +716,4 @@ def _list_absent(grid: _Grid, evidence: Evidence) -> None:
 
 def _due(key: str, day: Provenance, grid: _Grid) -> tuple[datetime, datetime]:
     start = datetime.fromisoformat(key)
-    return start, max(start, min(start + _DAY, (day.watermark or start) - grid.lag))
+    return start, max(start, min(start + DAY, (day.watermark or start) - grid.lag))

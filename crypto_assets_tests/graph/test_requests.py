@@ -110,7 +110,7 @@ def test_a_second_run_asks_for_no_kline_and_changes_no_file_of_raw(finished: Bui
 def test_a_second_run_changes_no_row_of_any_table(finished: Built, tmp_path: Path) -> None:
     with market_at(NOW) as market:
         platform = finished.platform.copy(tmp_path / "again", market)
-        platform.build(NOW, first=(NOW - timedelta(days=5)).date())
+        platform.build(NOW)
         assert market.count("/api/v3/klines") == 0
     # Content, coverage, inputs and watermarks; a run that made the same rows again leaves its id.
     assert platform.partitions() == finished.platform.partitions()

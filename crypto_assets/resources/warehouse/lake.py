@@ -221,17 +221,29 @@ class Lake:
         WarehouseError
             If the file is no Parquet file of ours.
         """
+        found = self.footer(table, partition)
+        return None if found is None else found[0]
+
+    def footer(self, table: Table, partition: str | None) -> tuple[Provenance, pq.FileMetaData] | None:
+        """What a stored partition says of itself and what Parquet says of its file, in one look.
+
+        Raises
+        ------
+        WarehouseError
+            If the file is no Parquet file of ours.
+        """
         path = self.path(table, partition)
         try:
-            metadata = pq.read_metadata(path).metadata or {}
+            file = pq.read_metadata(path)
         except FileNotFoundError:
             return None
         except (pa.ArrowInvalid, OSError) as error:
             raise _corrupt(path, error) from error
+        metadata = file.metadata or {}
         if _METADATA_KEY not in metadata:
             raise _corrupt(path, "it carries no provenance")
         try:
-            return Provenance.from_json(metadata[_METADATA_KEY])
+            return Provenance.from_json(metadata[_METADATA_KEY]), file
         except (ValueError, KeyError, TypeError) as error:
             raise _corrupt(path, f"its provenance cannot be read: {error!r}") from error
 

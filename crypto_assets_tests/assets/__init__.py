@@ -1,1 +1,0 @@
-"""Tests of crypto_assets.assets."""
