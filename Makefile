@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run doctor test test-fast test-services check docs clean
+.PHONY: help setup demo run doctor test test-fast test-services check bench docs clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ check: setup ## style, types and architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check crypto_assets crypto_assets_tests
+
+bench: setup ## ingestion next to ccxt, python-binance, freqtrade and pandas (BENCH="--only rest --rounds 9")
+	$(BIN)/python benchmarks/ingest.py $(BENCH)
 
 docs: setup ## the data dictionary, from the tables' contracts
 	$(BIN)/crypto-assets dictionary > docs/data_dictionary.md

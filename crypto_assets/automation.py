@@ -7,23 +7,30 @@ annotations as objects, so this module does not postpone them.
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from graphlib import TopologicalSorter
 from typing import Any
 
 import dagster as dg
 
-from crypto_assets.partitions import DAILY, DAY, WEEK, WEEKLY, keys_of
+from crypto_assets.partitions import DAILY, DAY, HOUR, WEEK, WEEKLY, floor_of, keys_of
 from crypto_assets.resources.exchange import ExchangeResource
-from crypto_assets.resources.ingest import PUBLICATION_LAG, midnight_before
-from crypto_assets.resources.snapshots import coins_with_caps
+from crypto_assets.resources.ingest import midnight_before
+from crypto_assets.resources.ingest_coins import PUBLICATION_LAG
+from crypto_assets.resources.order_books import compact_closed_days, remove_old_levels, unsummarised
+from crypto_assets.resources.snapshots import (
+    coins_with_caps,
+    collected_symbols,
+    kline_series,
+    universe_symbols,
+)
 from crypto_assets.resources.sources import RetryPolicy, SourceError
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.resources.warehouse.lake import hash_of, missing_in
 from crypto_assets.resources.warehouse.lineage import CLOCKWORK, Lineage, Read
 from crypto_assets.runs import RANGE_END, RANGE_START
-from crypto_assets.schemas import TABLES, Table, table_of
+from crypto_assets.schemas import TABLES, Table, series_name, table_of
 from crypto_assets.settings import Settings
 
 #: Days on which the condition acts: the running one and yesterday, whose last interval comes after midnight.
@@ -31,11 +38,14 @@ RECENT_DAYS = 2
 #: After this long the same thing is asked for again: what failed for a passing reason heals by itself.
 PATIENCE = timedelta(hours=1)
 #: UTC: CoinGecko's day is out at 00:45; what summarises the warehouse follows when the night's work is done.
-MARKET_DATA_CRON = "50 0 * * *"
-SUMMARY_CRON = {"quality": "0 3 * * *", "reports": "0 3 * * 1"}
-#: Sources that tell the present, and the history that is published once a day.
-SNAPSHOTS = tuple(dg.AssetKey(["raw", name]) for name in ("symbols", "coins"))
-KLINES, MARKET_CAPS = dg.AssetKey(["raw", "klines"]), dg.AssetKey(["raw", "market_caps"])
+HOURLY_CRON = "10 * * * *"
+DAILY_CRON = "50 0 * * *"
+TIDY_CRON = "30 2 * * *"
+SUMMARY_CRON = {"raw": "15 * * * *", "quality": "0 3 * * *", "reports": "0 3 * * 1"}
+#: Sources that tell the present.
+SNAPSHOTS = tuple(dg.AssetKey(["raw", name]) for name in ("symbols", "universe", "coins"))
+KLINES = dg.AssetKey(["raw", "klines"])
+BOOKS = tuple(dg.AssetKey(["raw", name]) for name in ("order_books", "order_book_summary"))
 _REPAIR_TAG = {"crypto_assets/why": "repair"}
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -167,7 +177,11 @@ def condition_of(table: Table, lineage: Lineage) -> dg.AutomationCondition | Non
 def jobs() -> list[Any]:
     """One job for each clock, to be launched by hand for a day, a week or a range of them."""
     purposes = {
-        "ingest": ("What exchange and aggregator say, for days.", lambda table: table.write == "merge"),
+        "ingest": (
+            "What exchange and aggregator say, for days.",
+            lambda table: table.clock == "daily" and table.write == "merge",
+        ),
+        "collect": ("Order books as they are now, for hours.", lambda table: table.clock == "hourly"),
         "apply": (
             "Bars to holdings, for days.",
             lambda table: table.clock == "daily" and table.write == "replace",
@@ -193,7 +207,6 @@ def market_sensor(
     These are the running day, yesterday until its day is whole, days since the last one read, and stored days with a
     hole that a failed request left. One request for each interval: what fails is asked for again with the next.
     """
-    names = [f"{settings.venue}|{market}|{settings.base_interval}" for market in settings.universe.markets]
 
     @dg.sensor(
         name="closed_intervals",
@@ -203,14 +216,14 @@ def market_sensor(
         description="Requests raw/klines for days that lack something of the last closed interval.",
     )
     def closed_intervals(
-        context: dg.SensorEvaluationContext, exchange: ExchangeResource
+        context: dg.SensorEvaluationContext, exchange: ExchangeResource, warehouse: WarehouseResource
     ) -> dg.SensorResult | dg.SkipReason:
         try:
             # One attempt: the next tick is the second.
             closed = exchange.client(RetryPolicy(attempts=1)).last_closed(settings.raster_interval)
         except SourceError as error:
             return dg.SkipReason(str(error))
-        days = days_to_read(lineage.again(), CLOCKWORK, names, closed)
+        days = days_to_read(lineage.again(), CLOCKWORK, kline_series(warehouse, settings), closed)
         if not days:
             return dg.SkipReason(f"raw/klines is complete up to {closed} UTC")
         if context.cursor == closed.isoformat():
@@ -224,40 +237,143 @@ def market_sensor(
     return closed_intervals
 
 
-def market_data_schedule(lineage: Lineage, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
-    """The schedule of what is published once a day: markets, coins, and the market caps of the days that lack them."""
+def market_data_schedules(
+    settings: Settings, lineage: Lineage, status: dg.DefaultScheduleStatus
+) -> list[dg.ScheduleDefinition]:
+    """The schedules of what a clock has to ask for: each hour what tells only the present, each night what is published.
 
+    What an hour tells of the present can never be asked for again: markets, coins, open interest of the last weeks.
+    """
+    period = settings.sources.open_interest_period or ""
+
+    def hourly(warehouse: WarehouseResource, now: datetime) -> list[Wanted]:
+        today = now.date().isoformat()
+        symbols = collected_symbols(warehouse, settings)
+        wanted = [(SNAPSHOTS, today, today), ((_key("raw/coin_kinds"),), today, today)]
+        for name, kind, interval in (
+            ("raw/funding_rates", "funding", ""),
+            ("raw/open_interest", "open_interest", period),
+        ):
+            series = [
+                series_name(settings.venue, symbol, kind, interval) for symbol in symbols if ":" in symbol
+            ]
+            if series:
+                wanted += _lacking(lineage, name, series, now)
+        return wanted
+
+    def daily(warehouse: WarehouseResource, now: datetime) -> list[Wanted]:
+        known = warehouse.newest("raw/coins", by=["coin_id"])
+        coins = coins_with_caps(known, settings, universe_symbols(warehouse, settings))
+        published = midnight_before(now - PUBLICATION_LAG)
+        caps = [series_name("coingecko", coin, "market_cap", "1d") for coin in coins]
+        wanted = _lacking(lineage, "raw/market_caps", caps, published)
+        for interval in settings.sources.coin_ohlc.intervals:
+            candles = [series_name("coingecko", coin, "ohlc", interval) for coin in coins]
+            wanted += _lacking(lineage, "raw/coin_ohlc", candles, published)
+        return wanted
+
+    return [
+        _source_schedule(
+            "hourly_market_data",
+            "ingest",
+            HOURLY_CRON,
+            status,
+            "Requests today's markets, universe and coins, and funding and open interest of days that lack some.",
+            hourly,
+        ),
+        _source_schedule(
+            "daily_market_data",
+            "ingest",
+            DAILY_CRON,
+            status,
+            "Requests market caps and candles of coins for days that are published.",
+            daily,
+        ),
+    ]
+
+
+def book_schedules(settings: Settings, status: dg.DefaultScheduleStatus) -> list[dg.ScheduleDefinition]:
+    """The schedule of order-book rounds and the one that keeps their files few and young; none without markets."""
+    chosen = settings.sources.order_books
+    if not chosen.symbols:
+        return []
+    minutes = chosen.every // timedelta(minutes=1)
+
+    def running_hour(warehouse: WarehouseResource, now: datetime) -> list[Wanted]:
+        ((key, _, _),) = keys_of("hourly", floor_of("hourly", now), floor_of("hourly", now) + HOUR)
+        # A round that failed for one market skips its summary, which the end of the hour would leave behind.
+        late = [hour for hour in unsummarised(warehouse.lake) if hour != key]
+        return [(BOOKS, key, key), *((BOOKS[1:], hour, hour) for hour in late)]
+
+    @dg.op(name="tidy_order_books", pool="order_books")
+    def tidy(
+        exchange: ExchangeResource, warehouse: WarehouseResource, settings: dg.ResourceParam[Settings]
+    ) -> None:
+        today = exchange.client().server_time().date()
+        keep_days = settings.sources.order_books.keep_days
+        if keep_days is not None:
+            remove_old_levels(warehouse.lake, today, keep_days)
+        compact_closed_days(warehouse.lake, today)
+
+    @dg.job(
+        name="tidy", description="Puts order books of closed days into one file each and removes old levels."
+    )
+    def tidying() -> None:
+        tidy()
+
+    return [
+        _source_schedule(
+            "order_books",
+            "collect",
+            f"*/{minutes} * * * *" if minutes < 60 else "0 * * * *",
+            status,
+            "Requests a look at the order books in the running hour, and its summary.",
+            running_hour,
+        ),
+        dg.ScheduleDefinition(
+            job=tidying, cron_schedule=TIDY_CRON, execution_timezone="UTC", default_status=status
+        ),
+    ]
+
+
+#: Tables and the first and last partition that is to be made of them.
+Wanted = tuple[tuple[dg.AssetKey, ...], str, str]
+
+
+def _lacking(lineage: Lineage, name: str, series: Sequence[str], until: datetime) -> list[Wanted]:
+    days = days_to_read(lineage.again(), table_of(name), dict.fromkeys(series), until)
+    return [((_key(name),), first, last) for first, last in ranges_of("daily", days)]
+
+
+def _source_schedule(
+    name: str,
+    job: str,
+    cron: str,
+    status: dg.DefaultScheduleStatus,
+    description: str,
+    wanted_at: Callable[[WarehouseResource, datetime], list[Wanted]],
+) -> dg.ScheduleDefinition:
     @dg.schedule(
-        name="daily_market_data",
-        job_name="ingest",
-        cron_schedule=MARKET_DATA_CRON,
+        name=name,
+        job_name=job,
+        cron_schedule=cron,
         execution_timezone="UTC",
         default_status=status,
-        description="Requests today's raw/symbols and raw/coins, and raw/market_caps of days that are published.",
+        description=description,
     )
-    def daily_market_data(
-        exchange: ExchangeResource, settings: dg.ResourceParam[Settings], warehouse: WarehouseResource
-    ) -> list[dg.RunRequest] | dg.SkipReason:
+    def ask(exchange: ExchangeResource, warehouse: WarehouseResource) -> list[dg.RunRequest] | dg.SkipReason:
         try:
             now = exchange.client().server_time()
         except SourceError as error:
             return dg.SkipReason(str(error))
-        known = warehouse.newest("raw/coins", by=["coin_id"])
-        series = [f"coingecko|{coin_id}|1d" for coin_id in coins_with_caps(known, settings)]
-        published = midnight_before(now - PUBLICATION_LAG)
-        days = days_to_read(lineage.again(), table_of("raw/market_caps"), series, published)
-        today = now.date().isoformat()
-        # First what there is, then its history: a new coin is mapped before its caps are asked for.
-        wanted = [(SNAPSHOTS, today, today)]
-        wanted += [((MARKET_CAPS,), first, last) for first, last in ranges_of("daily", days)]
         return [
             _request(
                 keys, first, last, run_key=f"{' '.join(key.path[-1] for key in keys)} {first} {last} at {now}"
             )
-            for keys, first, last in wanted
+            for keys, first, last in dict.fromkeys(wanted_at(warehouse, now))
         ]
 
-    return daily_market_data
+    return ask
 
 
 def repair_sensor(lineage: Lineage, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
@@ -322,13 +438,15 @@ def condition_sensor(lineage: Lineage, status: dg.DefaultSensorStatus) -> dg.Sen
         )
 
 
-def days_to_read(lineage: Lineage, table: Table, series: Sequence[str], until: datetime) -> list[str]:
+def days_to_read(
+    lineage: Lineage, table: Table, series: Mapping[str, datetime | None], until: datetime
+) -> list[str]:
     """Days of a source that something can still be asked for, in order.
 
     Parameters
     ----------
     series
-        Names in the coverage that are expected on every day.
+        Names in the coverage that are expected on every day -> the moment from which nothing is expected (None: never).
     until
         Naive UTC; what comes later is not public yet.
 
@@ -349,7 +467,9 @@ def days_to_read(lineage: Lineage, table: Table, series: Sequence[str], until: d
     ]
 
 
-def _has_hole(lineage: Lineage, table: Table, key: str, series: Sequence[str], until: datetime) -> bool:
+def _has_hole(
+    lineage: Lineage, table: Table, key: str, series: Mapping[str, datetime | None], until: datetime
+) -> bool:
     start = datetime.fromisoformat(key)
     end = min(start + DAY, until)
     if start >= end:
@@ -358,7 +478,8 @@ def _has_hole(lineage: Lineage, table: Table, key: str, series: Sequence[str], u
     if stored is None:
         return True
     covered = {item.series: item.ranges for item in stored.coverage}
-    return any(missing_in(covered.get(name, ()), start, end) for name in series)
+    ends = {name: min(end, gone_at or end) for name, gone_at in series.items()}
+    return any(missing_in(covered.get(name, ()), start, last) for name, last in ends.items() if start < last)
 
 
 def repairs(lineage: Lineage) -> dict[tuple[str, str, str], list[str]]:

@@ -6,11 +6,9 @@ imported only when a command runs.
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Annotated, Any
 
 import typer
@@ -27,13 +25,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from crypto_assets import local
+from crypto_assets import cli_sources, local
+from crypto_assets.screen import be_quiet, console, open_market, run_steps, screen_copy, use_dagster_home
 from crypto_assets.settings import PREFIX, Settings, SettingsError, current_settings
 
 app = typer.Typer(
     help="Raw klines to portfolio holdings, as one asset graph.", no_args_is_help=True, add_completion=False
 )
-console = Console()
+app.add_typer(cli_sources.app)
 
 
 def main() -> None:
@@ -42,8 +41,20 @@ def main() -> None:
         app()
     except (SettingsError, local.LocalError) as error:
         # A market that another command started has no standard output.
-        Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
+        _complain(error)
         sys.exit(2)
+    except Exception as error:
+        from crypto_assets.resources.sources import SourceError
+        from crypto_assets.resources.warehouse import WarehouseError
+
+        if not isinstance(error, SourceError | WarehouseError):
+            raise
+        _complain(error)
+        sys.exit(1)
+
+
+def _complain(error: Exception) -> None:
+    Console(stderr=True).print(str(error), style="red", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -51,6 +62,9 @@ def market(
     port: Annotated[
         int | None, typer.Option(help="port on loopback; by default the one in platform.yaml")
     ] = None,
+    speed: Annotated[
+        float, typer.Option(help="market seconds in a real second; at 0 its clock stands still")
+    ] = 0.0,
     *,
     with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
@@ -60,22 +74,26 @@ def market(
     if with_parent:
         local.stop_with_parent()
     settings = current_settings()
-    serve(simulated_world(settings), Clock(settings.simulation.now), port=port or settings.simulation.port)
+    serve(
+        simulated_world(settings),
+        Clock(settings.simulation.now, speed),
+        port=port or settings.simulation.port,
+    )
 
 
 @app.command()
 def demo() -> None:
     """Run the whole graph on the simulated market: raw klines to holdings and their backtest."""
-    _be_quiet()
+    be_quiet()
     settings = current_settings()
     if not settings.simulated:
         console.print(
             f"The demo needs a simulated world; set {PREFIX}WORLD to synthetic or recorded.", style="red"
         )
         raise typer.Exit(2)
-    _use_dagster_home(settings)
-    with local.stopped_by_signals(), _market(settings):
-        succeeded = _materialize_all(settings)
+    use_dagster_home(settings)
+    with local.stopped_by_signals() as stopped, open_market(settings):
+        succeeded = _materialize_all(settings, stopped)
     if not succeeded:
         raise typer.Exit(1)
     _show_holdings(settings)
@@ -87,9 +105,9 @@ def run(
 ) -> None:
     """Open the web UI, with the simulated market behind it in a simulated world; Ctrl-C stops both."""
     settings = current_settings()
-    _use_dagster_home(settings)
+    use_dagster_home(settings)
     with local.stopped_by_signals(), suppress(KeyboardInterrupt), ExitStack() as stack:
-        stack.enter_context(_market(settings))
+        stack.enter_context(open_market(settings))
         with console.status("opening the web UI (about 20 s)"):
             ui = stack.enter_context(local.web_ui(port))
         console.print(
@@ -138,10 +156,7 @@ def simulated_world(settings: Settings) -> Any:
             raise SettingsError(
                 f"simulation.recorded.folder: {recorded and recorded.folder} is no folder; name the folder that holds recordings"
             )
-        found = load_recordings(
-            recorded.folder, list(recorded.klines), list(recorded.coingecko), coins_list=recorded.coins_list
-        )
-        return RecordedWorld(found)
+        return RecordedWorld(load_recordings(**recorded.model_dump()))
     from datetime import datetime, time
 
     start = to_ms(datetime.combine(settings.start, time()))
@@ -156,42 +171,21 @@ def simulated_world(settings: Settings) -> Any:
     )
 
 
-@contextmanager
-def _market(settings: Settings) -> Generator[None]:
-    with ExitStack() as stack:
-        with console.status("opening the simulated market"):
-            stack.enter_context(local.market(settings))
-        yield
-
-
-@contextmanager
-def _screen() -> Generator[Console]:
-    # While a step runs Dagster leads the standard output into its own files; a copy of it still leads to the screen.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding) as copied:
-        yield Console(file=copied)
-
-
 class _Reached(ProgressColumn):
     def render(self, task: Task) -> Text:
         reached = task.fields["reached"]
         return Text(reached and reached() or "", style="cyan")
 
 
-def _materialize_all(settings: Settings) -> bool:
+def _materialize_all(settings: Settings, stopped: Callable[[], bool]) -> bool:
     from datetime import UTC, datetime
     from functools import partial
-    from time import monotonic
-
-    import dagster as dg
 
     from crypto_assets import runs
     from crypto_assets.definitions import defs
     from crypto_assets.resources.warehouse import Lake
 
-    chosen = runs.steps(defs)
     lake = Lake(settings.warehouse.folder)
-    failed: list[str] = []
-    warnings: list[str] = []
     columns = (
         TextColumn("{task.description:<27}"),
         _Reached(),
@@ -200,36 +194,20 @@ def _materialize_all(settings: Settings) -> bool:
         TextColumn("assets"),
         TimeElapsedColumn(),
     )
-    with (
-        dg.DagsterInstance.get() as instance,
-        _screen() as screen,
-        Progress(*columns, console=screen, refresh_per_second=2) as progress,
-    ):
+    chosen = runs.steps(defs)
+    with screen_copy() as screen, Progress(*columns, console=screen, refresh_per_second=2) as progress:
         task = progress.add_task("", total=sum(len(step.keys) for step in chosen), reached=None)
-        outcomes = runs.materialize(defs, instance, chosen)
-        for step in chosen:
-            began = monotonic()
+
+        def begin(step: runs.Step) -> None:
             reached = partial(runs.reached, lake, step, datetime.now(UTC))
             progress.update(task, description=step.name, reached=reached)
-            outcome = next(outcomes)
-            failed += outcome.failed_checks
-            warnings += outcome.warnings
-            if not outcome.success:
-                progress.stop()
-                if outcome.interrupted:
-                    console.print(f"stopped in {step.name}; what is stored stays, run again to go on")
-                else:
-                    console.print(f"{step.name} failed: {outcome.error}", style="red", markup=False)
-                return False
+
+        def end(step: runs.Step) -> None:
             progress.update(task, advance=len(step.keys))
-            if not screen.is_terminal:
-                screen.print(f"{monotonic() - began:6.1f} s  {step.name}", markup=False, highlight=False)
-        progress.update(task, description="done", reached=None)
-    if warnings:
-        console.print(f"checks that warn: {', '.join(warnings)}", style="yellow", markup=False)
-    if failed:
-        console.print(f"checks that failed: {', '.join(failed)}", style="red", markup=False)
-    return not failed
+
+        succeeded = run_steps(screen, progress, defs, chosen, stopped=stopped, begin=begin, end=end)
+        progress.update(task, description="done" if succeeded else "stopped", reached=None)
+    return succeeded
 
 
 def _show_holdings(settings: Settings) -> None:
@@ -260,17 +238,6 @@ def _show_holdings(settings: Settings) -> None:
     console.print(
         "Next: make run opens the lineage graph in the browser; see 'What you see' in README.md for what to click."
     )
-
-
-def _use_dagster_home(settings: Settings) -> None:
-    os.environ["DAGSTER_HOME"] = str(local.dagster_home(settings))
-    # Ranges have thousands of partitions, and Dagster hands over their events in batches only when it is told to.
-    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "100")
-
-
-def _be_quiet() -> None:
-    # The progress bar is the demo's log; Dagster's own goes to its home folder.
-    logging.disable(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ from crypto_assets.assets import (
     weights,
 )
 from crypto_assets.checks import asset_checks
+from crypto_assets.resources.archive import ARCHIVE_REQUESTS, ArchiveResource
 from crypto_assets.resources.coingecko import CoinGeckoResource
 from crypto_assets.resources.dbt_assets import DbtResource
 from crypto_assets.resources.exchange import ExchangeResource
+from crypto_assets.resources.ingest import Listener, ignore_progress
 from crypto_assets.resources.warehouse.catalog import CATALOGUE
 from crypto_assets.resources.warehouse.io_manager import WarehouseIOManager, WarehouseResource
 from crypto_assets.resources.warehouse.lake import Lake
@@ -48,6 +50,11 @@ STAGES = {
     "reports": reports,
     "quality": quality,
 }
+
+#: Folder of the rate budgets below the warehouse's.
+BUDGETS = ".budgets"
+#: A simulated market has no budget to respect, and a demo should not wait for one.
+_GENEROUS = 1_000_000
 
 _DBT_SETTINGS = (
     "venue",
@@ -138,40 +145,55 @@ def all_assets(lineage: Lineage | None = None) -> list[dg.AssetsDefinition]:
     return [asset.map_asset_specs(lambda spec: house_rules(spec, known)) for asset in loaded_assets()]
 
 
-def resources_of(settings: Settings) -> dict[str, object]:
-    """The resources of one deployment; demo and live differ in base addresses only."""
+def exchange_of(settings: Settings) -> ExchangeResource:
+    """The exchange of one deployment."""
+    sources = settings.sources
+    return ExchangeResource(
+        base_url=settings.exchange_url,
+        venue=settings.venue,
+        timeout_s=sources.timeout_s,
+        budget_dir=str(settings.warehouse.folder / BUDGETS),
+        weight_per_minute=_GENEROUS if settings.simulated else sources.exchange_weight_per_minute,
+        usdm_weight_per_minute=_GENEROUS if settings.simulated else sources.usdm_weight_per_minute,
+        concurrency=sources.concurrency,
+    )
+
+
+def resources_of(settings: Settings, listener: Listener = ignore_progress) -> dict[str, object]:
+    """The resources of one deployment; demo and live differ in base addresses only. Loads tell the listener."""
     folder = settings.warehouse.folder
     environment = settings.environment
     plan = "pro" if environment.coingecko_pro_key else "demo" if environment.coingecko_demo_key else "public"
     variable = {"pro": "COINGECKO_PRO_API_KEY", "demo": "COINGECKO_DEMO_API_KEY"}.get(plan)
-    budgets = str(folder / ".budgets")
-    # A simulated market has no budget to respect, and a demo should not wait for one.
-    generous = 1_000_000 if settings.simulated else None
     return {
         "settings": settings,
+        "progress": listener,
         "io_manager": WarehouseIOManager(database=str(folder / CATALOGUE)),
         "warehouse": WarehouseResource(folder=str(folder)),
         "dbt": DbtResource(folder=str(folder)),
-        "exchange": ExchangeResource(
-            base_url=settings.exchange_url,
+        "exchange": exchange_of(settings),
+        "archive": ArchiveResource(
             venue=settings.venue,
+            base_url=settings.archive_url,
             timeout_s=settings.sources.timeout_s,
-            budget_dir=budgets,
-            weight_per_minute=generous or settings.sources.exchange_weight_per_minute,
+            folder=str(folder / ".downloads"),
+            budget_dir=str(folder / BUDGETS),
+            requests_per_minute=_GENEROUS if settings.simulated else ARCHIVE_REQUESTS,
         ),
         "coingecko": CoinGeckoResource(
             base_url=settings.coingecko_url,
             plan=plan,
             api_key=dg.EnvVar(variable) if variable else None,
             timeout_s=settings.sources.timeout_s,
-            budget_dir=budgets,
-            calls_per_minute=generous or settings.sources.coingecko_calls_per_minute,
+            budget_dir=str(folder / BUDGETS),
+            calls_per_minute=_GENEROUS if settings.simulated else settings.sources.coingecko_calls_per_minute,
+            calls_per_month=None if settings.simulated else settings.sources.coingecko_calls_per_month,
         ),
     }
 
 
-def definitions_of(settings: Settings) -> dg.Definitions:
-    """Everything Dagster is told of one deployment.
+def definitions_of(settings: Settings, listener: Listener = ignore_progress) -> dg.Definitions:
+    """Everything Dagster is told of one deployment; loads tell the listener how far they have come.
 
     A simulated market's clock stands still and nothing there is ever due, so what would watch it starts switched off.
     """
@@ -182,14 +204,17 @@ def definitions_of(settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=all_assets(lineage),
         asset_checks=asset_checks(settings),
-        resources=resources_of(settings),
+        resources=resources_of(settings, listener),
         jobs=automation.jobs(),
         sensors=[
             automation.market_sensor(settings, lineage, sensors),
             automation.condition_sensor(lineage, sensors),
             automation.repair_sensor(lineage, sensors),
         ],
-        schedules=[automation.market_data_schedule(lineage, schedules)],
+        schedules=[
+            *automation.market_data_schedules(settings, lineage, schedules),
+            *automation.book_schedules(settings, schedules),
+        ],
         executor=dg.in_process_executor,
     )
 

@@ -18,8 +18,9 @@ Every table, from the contracts in `crypto_assets/schemas.py`; made by `make doc
   known; nothing downstream reads a row before that.
 - NULL means missing, and missing stays missing. **Bold** columns are never NULL.
 - Units are in the name: `_usd`, `_base`, `_quote`, `_bps`, `_frac` (0.01 is 1 %), `_log`, `_z`, `_rank`, `n_`.
-- `daily` and `weekly` tables have one Parquet file for each UTC day or Monday, `none` one file in all. `replace` writes
-  a partition anew; `merge` adds rows to it by key and records in `quality.revisions` what a source changed.
+- `hourly`, `daily` and `weekly` tables have one Parquet file for each UTC hour, day or Monday (the hours of a closed day
+  share one), `none` one file in all. `replace` writes a partition anew; `merge` adds rows to it by key and records in
+  `quality.revisions` what a source changed.
 """
 
 

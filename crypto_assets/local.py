@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -89,8 +89,15 @@ def require_same_market(settings: Settings) -> None:
 
 
 @contextmanager
-def market(settings: Settings) -> Generator[None]:
+def market(settings: Settings, speed: float = 0.0) -> Generator[None]:
     """The simulated exchange and CoinGecko as a process of their own; nothing where another address is set.
+
+    Parameters
+    ----------
+    settings
+        Which market.
+    speed
+        Market seconds in a real second; at 0 its clock stands still.
 
     Raises
     ------
@@ -103,7 +110,7 @@ def market(settings: Settings) -> Generator[None]:
     require_same_market(settings)
     require_free(settings.simulation.port, "simulation.port in platform.yaml")
     # A process of its own: serving and downloading then share two cores.
-    command = [sys.executable, "-m", "crypto_assets.cli", "market", "--with-parent"]
+    command = [sys.executable, "-m", "crypto_assets.cli", "market", "--with-parent", "--speed", str(speed)]
     with _serving("the simulated market", command, market_address(settings)):
         yield
 
@@ -152,21 +159,53 @@ def web_ui(port: int) -> Generator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def stopped_by_signals() -> Generator[None]:
+def stopped_by_signals(
+    told: Callable[[int], None] = lambda count: None,
+) -> Generator[Callable[[], bool]]:
     """Make SIGTERM and a closed terminal end the block as Ctrl-C does, so that processes are stopped on the way out.
 
     Ctrl-C itself is set too: a shell starts a background job with it ignored, and so would be its children.
+
+    Parameters
+    ----------
+    told
+        Called at once with how many such signals came, from a thread of its own: the main thread may be waiting.
+
+    Yields
+    ------
+    callable
+        Whether a signal came. Dagster takes them over while it runs, and forgets one that comes after the last line of
+        an asset.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _ENDS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    came = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        count = 0
+        while numbers := reader.recv(64):
+            for _ in filter(_ENDS.__contains__, numbers):
+                count += 1
+                came.set()
+                told(count)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    with reader:
+        watcher.start()
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, interrupt) for number in _ENDS}
+        try:
+            yield came.is_set
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
+            writer.close()
+            watcher.join()
 
 
 def require_free(port: int, remedy: str) -> None:

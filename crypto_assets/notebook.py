@@ -69,7 +69,7 @@ def load(
     if table.clock != "none":
         first = "" if start is None else str((pd.Timestamp(start) - pd.Timedelta(days=6)).date())
         last = "9999" if end is None else str(pd.Timestamp(end).date())
-        partitions = [key for key in lake.partitions(table) if first <= key <= last]
+        partitions = [key for key in lake.partitions(table) if first <= key[:10] <= last]
     from crypto_assets.resources.warehouse.io_manager import to_pandas
 
     return to_pandas(lake.read(table, partitions, columns, where=" and ".join(conditions) or None))

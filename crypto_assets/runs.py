@@ -6,15 +6,15 @@ Here: the order of steps, the tags of range runs and how far a running step has 
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 import dagster as dg
 
-from crypto_assets.partitions import DAILY, WEEKLY
+from crypto_assets.partitions import DEFINITIONS
 from crypto_assets.resources.warehouse import Lake
 from crypto_assets.schemas import Table, table_of
 
@@ -72,17 +72,24 @@ def steps(definitions: dg.Definitions) -> list[Step]:
 
 def partition_keys(clock: str) -> Sequence[str]:
     """All partition keys of a clock, the running one included; none of ``none``."""
-    return {"daily": DAILY, "weekly": WEEKLY}[clock].get_partition_keys() if clock != "none" else []
+    return DEFINITIONS[clock].get_partition_keys() if clock != "none" else []
 
 
 def first_and_last(clock: str, first: str | None = None, last: str | None = None) -> tuple[str, str] | None:
-    """Partition keys of a clock that cover the days ``first`` to ``last`` (inclusive); None without partitions."""
+    """Partition keys of a clock that cover the days ``first`` to ``last`` (inclusive); None without partitions.
+
+    Of hourly tables, which hold what was seen, no range means the newest day: there is nothing to read of the past.
+    """
     keys = partition_keys(clock)
     if not keys:
         return None
-    start = keys[0] if first is None else max(key for key in keys if key <= first)
-    end = keys[-1] if last is None else max(key for key in keys if key <= last)
-    return start, end
+    # The date is what all keys begin with; a week has that of its Monday.
+    dates = [key[:10] for key in keys]
+    if first is None and last is None and clock == "hourly":
+        first = dates[-1]
+    start = dates[0] if first is None else max(day for day in dates if day <= first)
+    end = dates[-1] if last is None else max(day for day in dates if day <= last)
+    return keys[bisect_left(dates, start)], keys[bisect_right(dates, end) - 1]
 
 
 def reached(lake: Lake, step: Step, since: datetime) -> str | None:
@@ -105,7 +112,8 @@ def reached(lake: Lake, step: Step, since: datetime) -> str | None:
     Partitions are stored in order, so a few files tell: looking at all of them from a thread that draws a progress bar
     would take seconds beside a busy interpreter.
     """
-    keys = partition_keys(step.clock)
+    window = first_and_last(step.clock)
+    keys = [key for key in partition_keys(step.clock) if window is not None and key >= window[0]]
 
     def waiting(table: Table, key: str) -> bool:
         try:
@@ -125,6 +133,7 @@ def materialize(
     *,
     first: str | None = None,
     last: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[Outcome]:
     """Run steps one after the other over a range of days; stops after the first that fails.
 
@@ -132,6 +141,8 @@ def materialize(
     ----------
     first, last
         UTC days as YYYY-MM-DD, inclusive; None: all there are.
+    tags
+        Further tags of the runs.
 
     Yields
     ------
@@ -141,9 +152,12 @@ def materialize(
     job = definitions.resolve_implicit_global_asset_job_def()
     for step in chosen:
         window = first_and_last(step.clock, first, last)
-        tags = {} if window is None else {RANGE_START: window[0], RANGE_END: window[1]}
+        span = {} if window is None else {RANGE_START: window[0], RANGE_END: window[1]}
         result = job.execute_in_process(
-            asset_selection=list(step.keys), tags=tags, instance=instance, raise_on_error=False
+            asset_selection=list(step.keys),
+            tags={**(tags or {}), **span},
+            instance=instance,
+            raise_on_error=False,
         )
         broken: dict[dg.AssetCheckSeverity, list[str]] = {severity: [] for severity in dg.AssetCheckSeverity}
         for check in result.get_asset_check_evaluations():

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-Clock = Literal["daily", "weekly", "none"]
+Clock = Literal["hourly", "daily", "weekly", "none"]
 Write = Literal["replace", "merge"]
 
 #: DuckDB type -> Arrow type; these are all the types a contract may use.
@@ -24,6 +24,21 @@ ARROW_TYPES: dict[str, pa.DataType] = {
     "TIMESTAMP": pa.timestamp("us"),
     "DECIMAL(38,8)": pa.decimal128(38, 8),
 }
+
+
+#: ``trading_status`` of a market that the exchange no longer names.
+ABSENT = "ABSENT"
+
+
+def series_name(venue: str, symbol: str, kind: str, interval: str = "") -> str:
+    """Name of one series of a source, as coverage knows it.
+
+    Examples
+    --------
+    >>> series_name("binance", "BTC/USDT:USDT", "mark", "1m")
+    'binance|BTC/USDT:USDT|mark|1m'
+    """
+    return f"{venue}|{symbol}|{kind}|{interval}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class Table:
     key
         Columns that identify a row inside the whole table; never NULL; rows are stored sorted by it.
     clock
-        ``daily`` and ``weekly`` tables have one Parquet file per partition, ``none`` one file in all.
+        ``hourly``, ``daily`` and ``weekly`` tables have one Parquet file per partition, ``none`` one file in all.
     time_column
         The column that assigns a row to its partition.
     known_at
@@ -140,11 +155,22 @@ _TABLES = (
             _r("valid_from", "TIMESTAMP", "when this state was first seen, UTC"),
             _r("ts", "TIMESTAMP", "day of the snapshot, UTC"),
             _KNOWN_AT,
+            _LISTING,
             _r("exchange_symbol", "VARCHAR", "the exchange's own name"),
+            _r("market_type", "VARCHAR", "spot, perpetual or delivery"),
             _r("base", "VARCHAR", "base asset"),
             _r("quote", "VARCHAR", "quote asset"),
-            _r("trading_status", "VARCHAR", "the exchange's status word"),
+            _c("settle", "VARCHAR", "asset in which a contract is settled; NULL for spot"),
+            _c("contract_type", "VARCHAR", "the exchange's word for the contract; NULL for spot"),
+            _r(
+                "trading_status",
+                "VARCHAR",
+                "the exchange's status word; ABSENT: it no longer names the market",
+            ),
+            _c("permissions", "VARCHAR", "the exchange's permission words, sorted, separated by commas"),
             _c("spot_allowed", "BOOLEAN", "spot trading permitted"),
+            _c("listed_at", "TIMESTAMP", "listing time as the exchange tells it; NULL where it does not"),
+            _c("delivery_at", "TIMESTAMP", "end of the contract as the exchange tells it; NULL for none"),
             _c("tick_size", "DOUBLE", "smallest price step, quote units"),
             _c("lot_size", "DOUBLE", "smallest amount step, base units"),
             _c("min_notional", "DOUBLE", "smallest order value, quote units"),
@@ -156,23 +182,215 @@ _TABLES = (
         observed=True,
     ),
     Table(
-        "raw/klines",
-        "one row per market and closed base interval",
+        "raw/universe",
+        "one row per market and day on which it was chosen to be collected",
         (
             _VENUE,
             _SYMBOL,
-            _r("kind", "VARCHAR", "trade, mark or premium"),
+            _r("ts", "TIMESTAMP", "day of the choice, UTC"),
+            _KNOWN_AT,
+            _r(
+                "chosen_by", "VARCHAR", "listed: named in the settings; top: by turnover; kept: chosen before"
+            ),
+            _c(
+                "turnover_24h_quote",
+                "DOUBLE",
+                "traded value of the last 24 h, quote units; NULL if not asked for",
+            ),
+            _c(
+                "turnover_24h_rank",
+                "BIGINT",
+                "rank of it among the markets that pass the filters; 1 is the largest",
+            ),
+        ),
+        ("venue", "symbol", "ts"),
+        "daily",
+        "merge",
+        "when seen",
+        observed=True,
+    ),
+    Table(
+        "raw/listings",
+        "one row per market and interval in which its state held, with when each end was known",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("valid_from", "TIMESTAMP", "start of the state, UTC"),
+            _KNOWN_AT,
+            _c("valid_to", "TIMESTAMP", "exclusive end of the state, UTC; NULL while it holds"),
+            _c("valid_to_known_at", "TIMESTAMP", "when the end was known, UTC; NULL while the state holds"),
+            _LISTING,
+            _r(
+                "event",
+                "VARCHAR",
+                "what began it: first_seen, listing, halt, resume, delisting, rename, reuse, change",
+            ),
+            _r("trading_status", "VARCHAR", "the exchange's status word, or ABSENT"),
+            _r("market_type", "VARCHAR", "spot, perpetual or delivery"),
+            _r("source", "VARCHAR", "exchange, or settings where platform.yaml states it"),
+        ),
+        ("venue", "symbol", "valid_from"),
+        "none",
+        "replace",
+        "when the start of the state was seen, or announced",
+        time_column="",
+        observed=True,
+    ),
+    Table(
+        "raw/klines",
+        "one row per market, kind of price and closed base interval",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r(
+                "kind",
+                "VARCHAR",
+                "trade; of futures also mark (price) and premium (index, a fraction; may be negative)",
+            ),
             _r("interval", "VARCHAR", "base interval"),
             _TS,
             _KNOWN_AT,
             *_OHLC,
             *_EXACT_VOLUMES,
-            _c("close_time", "TIMESTAMP", "the exchange's own close time; cut short by a halt"),
+            _c(
+                "close_time",
+                "TIMESTAMP",
+                "the exchange's own close time; cut short by a halt; NULL where it lacks it",
+            ),
         ),
         ("venue", "symbol", "kind", "interval", "ts"),
         "daily",
         "merge",
         "end of the interval",
+    ),
+    Table(
+        "raw/funding_rates",
+        "one row per perpetual contract and funding settlement",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r(
+                "ts",
+                "TIMESTAMP",
+                "scheduled settlement, UTC: the told time without its jitter of milliseconds",
+            ),
+            _KNOWN_AT,
+            _r("settled_at", "TIMESTAMP", "settlement time as told, UTC"),
+            _r(
+                "funding_rate_frac",
+                "DOUBLE",
+                "what long positions pay to short ones, share of the position's value",
+            ),
+            _c(
+                "mark_price",
+                "DOUBLE",
+                "mark price of the settlement, quote units; NULL where the source lacks it",
+            ),
+        ),
+        ("venue", "symbol", "ts"),
+        "daily",
+        "merge",
+        "settlement time as told",
+    ),
+    Table(
+        "raw/open_interest",
+        "one row per contract and sample",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("ts", "TIMESTAMP", "sample time, UTC"),
+            _KNOWN_AT,
+            _c("open_interest_base", "DOUBLE", "open contracts, base units"),
+            _c("open_interest_quote", "DOUBLE", "their value, quote units; NULL where the source lacks it"),
+        ),
+        ("venue", "symbol", "ts"),
+        "daily",
+        "merge",
+        "sample time",
+    ),
+    Table(
+        "raw/order_books",
+        "one row per market, snapshot, side and level",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("ts", "TIMESTAMP", "exchange's time before the snapshot was asked for, UTC"),
+            _KNOWN_AT,
+            _r("side", "VARCHAR", "bid or ask"),
+            _r("level", "INTEGER", "0 is the best price of its side"),
+            _r("price", "DOUBLE", "quote units"),
+            _r("amount_base", "DOUBLE", "amount offered at the price, base units"),
+            _c("last_update_id", "BIGINT", "the exchange's number of the book; NULL where it tells none"),
+            _c("book_time", "TIMESTAMP", "the exchange's time of the book, UTC; NULL where it tells none"),
+        ),
+        ("venue", "symbol", "ts", "side", "level"),
+        "hourly",
+        "merge",
+        "exchange's time after the snapshot had come",
+        observed=True,
+    ),
+    Table(
+        "raw/order_book_summary",
+        "one row per market and snapshot of its order book: prices, spread, depth, density, imbalance, impact",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("ts", "TIMESTAMP", "exchange's time before the snapshot was asked for, UTC"),
+            _KNOWN_AT,
+            _r("status", "VARCHAR", "ok, empty, one_sided, crossed, out_of_sequence or stale"),
+            _c("last_update_id", "BIGINT", "the exchange's number of the book; NULL where it tells none"),
+            _r("n_bids", "BIGINT", "levels of bids"),
+            _r("n_asks", "BIGINT", "levels of asks"),
+            _c("best_bid", "DOUBLE", "highest bid, quote units"),
+            _c("best_ask", "DOUBLE", "lowest ask, quote units"),
+            _c("mid", "DOUBLE", "middle of both, quote units"),
+            _c("spread_bps", "DOUBLE", "best ask over best bid, share of the middle; below 0 where crossed"),
+            _c("mean_bid", "DOUBLE", "mean price of bids weighted by amount, without the largest orders"),
+            _c("mean_ask", "DOUBLE", "mean price of asks weighted by amount, without the largest orders"),
+            _c("gap_quote", "DOUBLE", "best ask less best bid, at least 0"),
+            _c("bin_size_quote", "DOUBLE", "width of a price bin"),
+            *(
+                _c(
+                    f"{side}_density_{n}_bins_base",
+                    "DOUBLE",
+                    f"mean amount in the {n} price bins next to the best {side}; NULL beyond the last level",
+                )
+                for side in ("bid", "ask")
+                for n in (1, 2, 5, 10, 20)
+            ),
+            *(
+                _c(
+                    f"{side}_depth_{bps}_bps_quote",
+                    "DOUBLE",
+                    f"value of {side}s within {bps} bps of the middle; NULL where the book may reach further",
+                )
+                for side in ("bid", "ask")
+                for bps in (10, 25, 50, 100)
+            ),
+            _c("imbalance_best_frac", "DOUBLE", "bid less ask amount at the best prices, share of both"),
+            *(
+                _c(
+                    f"imbalance_{bps}_bps_frac",
+                    "DOUBLE",
+                    f"bid less ask value within {bps} bps of the middle, share of both",
+                )
+                for bps in (10, 25, 50, 100)
+            ),
+            *(
+                _c(
+                    f"{action}_impact_{amount}_quote_bps",
+                    "DOUBLE",
+                    f"mean price of {action}ing for {amount} quote units against the middle; NULL in a thinner book",
+                )
+                for action in ("buy", "sell")
+                for amount in (1_000, 10_000, 100_000)
+            ),
+        ),
+        ("venue", "symbol", "ts"),
+        "hourly",
+        "merge",
+        "exchange's time after the snapshot had come",
+        observed=True,
     ),
     Table(
         "raw/coins",
@@ -190,6 +408,26 @@ _TABLES = (
             _c("symbol", "VARCHAR", "the market of our universe that this coin is mapped to, if any"),
         ),
         ("known_at", "coin_id"),
+        "daily",
+        "merge",
+        "when seen",
+        observed=True,
+    ),
+    Table(
+        "raw/coin_kinds",
+        "one row per coin and day of a snapshot: an asset of its own, or a claim on something else",
+        (
+            _r("coin_id", "VARCHAR", "CoinGecko id"),
+            _r("ts", "TIMESTAMP", "day of the snapshot, UTC"),
+            _KNOWN_AT,
+            _r("kind", "VARCHAR", "coin, stable, wrapped, staked, bridged or pegged"),
+            _c(
+                "decided_by",
+                "VARCHAR",
+                "override, category, name or behaviour; NULL: nothing speaks against coin",
+            ),
+        ),
+        ("coin_id", "ts"),
         "daily",
         "merge",
         "when seen",
@@ -214,6 +452,24 @@ _TABLES = (
         "daily",
         "merge",
         "end of the day + publication lag (00:45 UTC)",
+    ),
+    Table(
+        "raw/coin_ohlc",
+        "one row per coin, interval and closed candle",
+        (
+            _r("coin_id", "VARCHAR", "CoinGecko id"),
+            _r("interval", "VARCHAR", "1d or 1h"),
+            _TS,
+            _KNOWN_AT,
+            _r("open_usd", "DOUBLE", "first price"),
+            _r("high_usd", "DOUBLE", "highest price"),
+            _r("low_usd", "DOUBLE", "lowest price"),
+            _r("close_usd", "DOUBLE", "last price"),
+        ),
+        ("coin_id", "interval", "ts"),
+        "daily",
+        "merge",
+        "end of the interval + publication lag (15 minutes; of a day 45 minutes: 00:45 UTC)",
     ),
     # --- rollups
     Table(
@@ -674,7 +930,7 @@ _TABLES = (
             _c("inputs_hash", "VARCHAR", "SHA-256 over the content hashes of the partitions it read"),
             _c("run_id", "VARCHAR", "run that wrote it"),
             _c("watermark", "TIMESTAMP", "raw: end of the last closed base interval at the time of reading"),
-            _r("bytes", "BIGINT", "size of the file"),
+            _r("bytes", "BIGINT", "size of its file, or of its part of the day's file"),
             _r("path", "VARCHAR", "file, relative to the warehouse folder"),
         ),
         ("asset", "partition"),
@@ -690,6 +946,7 @@ _TABLES = (
             _r("asset", "VARCHAR", "raw asset"),
             _VENUE,
             _r("symbol", "VARCHAR", "market, or coin_id"),
+            _r("kind", "VARCHAR", "what the series holds: trade, mark, premium, market_cap, ohlc"),
             _r("interval", "VARCHAR", "interval of the series"),
             _r("ts", "TIMESTAMP", "UTC day"),
             _r("n_expected", "BIGINT", "intervals of the day up to the watermark"),
@@ -697,10 +954,72 @@ _TABLES = (
             _r("n_source_gaps", "BIGINT", "intervals the source was asked for and did not have"),
             _r("n_unexplained", "BIGINT", "intervals never covered by an answer"),
         ),
-        ("asset", "venue", "symbol", "interval", "ts"),
+        ("asset", "venue", "symbol", "kind", "interval", "ts"),
         "none",
         "replace",
         "-",
+    ),
+    Table(
+        "quality/gaps",
+        "one row per run of missing intervals of a series, up to the watermark",
+        (
+            _r("asset", "VARCHAR", "raw asset"),
+            _VENUE,
+            _r("symbol", "VARCHAR", "market, or coin_id"),
+            _r("kind", "VARCHAR", "what the series holds"),
+            _r("interval", "VARCHAR", "interval of the series"),
+            _r("ts", "TIMESTAMP", "start of the first missing interval, UTC"),
+            _r("gap_end", "TIMESTAMP", "exclusive end of the last missing interval, UTC"),
+            _r("n_missing", "BIGINT", "intervals missing"),
+            _r("origin", "VARCHAR", "source: asked for and not there; ours: no answer covers it"),
+        ),
+        ("asset", "venue", "symbol", "kind", "interval", "ts"),
+        "none",
+        "replace",
+        "-",
+    ),
+    Table(
+        "quality/reconciliation",
+        "one row per pair of sources, market and UTC day: how far their prices lie apart",
+        (
+            _r("pair", "VARCHAR", "spot_futures, spot_mark or spot_coingecko"),
+            _VENUE,
+            _r("symbol", "VARCHAR", "spot market"),
+            _r("ts", "TIMESTAMP", "UTC day"),
+            _r("other", "VARCHAR", "contract, or coin_id"),
+            _r("n_compared", "BIGINT", "prices compared"),
+            _c("median_difference_bps", "DOUBLE", "median of other / spot - 1"),
+            _c("largest_difference_bps", "DOUBLE", "largest distance of other / spot from 1, with its sign"),
+            _r("agrees", "BOOLEAN", "the median lies inside the pair's tolerance"),
+        ),
+        ("pair", "venue", "symbol", "ts", "other"),
+        "none",
+        "replace",
+        "-",
+    ),
+    Table(
+        "quality/source_files",
+        "one row per file that was read into raw tables: archive files and imports",
+        (
+            _r("origin", "VARCHAR", "archive or import"),
+            _r("file", "VARCHAR", "path in the archive, or name of the imported file"),
+            _r("sha256", "VARCHAR", "of the file as read"),
+            _r("seen_at", "TIMESTAMP", "when it was read (source time), UTC"),
+            _r("format", "VARCHAR", "how it was read"),
+            _r("venue", "VARCHAR", "exchange, ccxt name"),
+            _r("symbol", "VARCHAR", "market"),
+            _r("kind", "VARCHAR", "what it holds"),
+            _r("interval", "VARCHAR", "interval of its rows"),
+            _r("n_rows", "BIGINT", "sound rows in it"),
+            _c("first_ts", "TIMESTAMP", "first of them, UTC"),
+            _c("last_ts", "TIMESTAMP", "last of them, UTC"),
+            _r("published_again", "BOOLEAN", "the same file was read before with another content"),
+        ),
+        ("origin", "file", "sha256"),
+        "none",
+        "replace",
+        "-",
+        time_column="",
     ),
     Table(
         "quality/revisions",
@@ -725,14 +1044,19 @@ _TABLES = (
         "one row per source row that was kept out of a table, or is suspicious",
         (
             _r("asset", "VARCHAR", "raw asset"),
-            _r("kind", "VARCHAR", "off_grid, ..."),
+            _r("kind", "VARCHAR", "off_grid, duplicate, frozen_price, zero_volume, jump, crossed_book, ..."),
             _VENUE,
             _r("symbol", "VARCHAR", "market, or coin_id"),
-            _r("interval", "VARCHAR", "interval of the series"),
+            _r(
+                "series_kind",
+                "VARCHAR",
+                "what the series holds: trade, mark, premium, market_cap, order_book, ...",
+            ),
+            _r("interval", "VARCHAR", "interval of the series; empty where it has none"),
             _r("ts", "TIMESTAMP", "the row's own time, UTC"),
             _r("detail", "VARCHAR", "JSON of the row"),
         ),
-        ("asset", "kind", "venue", "symbol", "interval", "ts"),
+        ("asset", "kind", "venue", "symbol", "series_kind", "interval", "ts"),
         "none",
         "replace",
         "-",

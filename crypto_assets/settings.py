@@ -44,9 +44,10 @@ FEATURE_COLUMNS: tuple[str, ...] = tuple(
     column for name in FEATURE_TABLES for column in TABLES[name].column_names if column not in _NOT_FEATURES
 )
 
-#: What the synthetic market trades: ``simulation.synthetic_days.COINS`` against USDT. Only what serves that market
-#: may import it, so a test holds the two equal.
+#: What the simulated exchanges speak, and what the synthetic market trades: ``simulation.synthetic_days.COINS`` against
+#: USDT. Only what serves that market may import it, so a test holds the two equal.
 SYNTHETIC_QUOTE = "USDT"
+SIMULATED_VENUES = ("binance", "bybit")
 SYNTHETIC_SYMBOLS = ("BTC", "ETH", "BNB", "SOL", "XRP", "ADA", "DOGE", "AVAX", "LINK", "LTC", "ARB", "SRM")
 
 
@@ -100,6 +101,10 @@ NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 AssetCode = Annotated[str, Field(pattern=r"^[A-Z0-9]{1,15}$")]
 AssetCodes = Annotated[tuple[AssetCode, ...], AfterValidator(_once)]
+#: A market as ccxt names it: BASE/QUOTE, of a contract with :SETTLE.
+MarketName = Annotated[str, Field(pattern=r"^[A-Z0-9]{1,15}/[A-Z0-9]{1,15}(:[A-Z0-9]{1,15})?$")]
+#: The exchange's own words; contract types come with blanks in them.
+StatusWord = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_ ]*$")]
 
 
 class Warehouse(_Section):
@@ -112,7 +117,13 @@ class Universe(_Section):
     """What is collected, and what may be held (conventions of the point-in-time universe)."""
 
     quote: AssetCode
-    symbols: AssetCodes = Field(min_length=1)
+    symbols: AssetCodes = ()
+    ignore: AssetCodes = ()
+    top: int = Field(default=0, ge=0, validate_default=True)
+    min_turnover_24h_quote: NotNegative = 0.0
+    statuses: Annotated[tuple[StatusWord, ...], AfterValidator(_once)] = ("TRADING",)
+    permissions: Annotated[tuple[StatusWord, ...], AfterValidator(_once)] = ("SPOT",)
+    contract_types: Annotated[tuple[StatusWord, ...], AfterValidator(_once)] = ()
     min_history_days: int = Field(ge=1, le=30)  # the features look back 30 days
     max_bar_age: int = Field(ge=0, le=48)  # the raster ends 48 h after the last bar
     min_turnover_quote: NotNegative
@@ -121,8 +132,13 @@ class Universe(_Section):
 
     @property
     def markets(self) -> tuple[str, ...]:
-        """The symbols as BASE/QUOTE, sorted."""
+        """The symbols as BASE/QUOTE, sorted; what ``top`` adds is in raw/universe."""
         return tuple(sorted(f"{base}/{self.quote}" for base in self.symbols))
+
+    @property
+    def market_types(self) -> tuple[Literal["spot", "perpetual", "delivery"], ...]:
+        """Types of market that the exchange is asked for: contracts only where some are wanted."""
+        return ("spot", "perpetual", "delivery") if self.contract_types else ("spot",)
 
     @property
     def excluded_bases(self) -> tuple[str, ...]:
@@ -135,6 +151,23 @@ class Universe(_Section):
         if info.data.get("quote") in value:
             raise ValueError(
                 f"{info.data['quote']} is the quote; allowed: the coins that are traded against it"
+            )
+        return value
+
+    @field_validator("ignore")
+    @classmethod
+    def _not_wanted(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        both = sorted({*value} & {*info.data.get("symbols", ())})
+        if both:
+            raise ValueError(f"{', '.join(both)} is in symbols as well; name it in one of the two")
+        return value
+
+    @field_validator("top")
+    @classmethod
+    def _not_empty(cls, value: int, info: ValidationInfo) -> int:
+        if not value and not info.data.get("symbols", True):
+            raise ValueError(
+                "symbols is empty, too; name coins there, or how many of the largest to take here"
             )
         return value
 
@@ -155,8 +188,10 @@ class Listing(_Section):
     coin_id: str | None = None
     valid_from: NaiveDatetime | None = None
     valid_to: NaiveDatetime | None = None
-    #: When the end became known, valid_to at the latest: the life ends there. Checked, but in no table.
+    #: When the end became known, valid_to at the latest: the life ends there. In raw/listings.
     known_at: NaiveDatetime | None = None
+    #: The symbol under which the same coin went on.
+    renamed_to: MarketName | None = None
 
     @property
     def span(self) -> tuple[datetime, datetime]:
@@ -328,12 +363,53 @@ class Costs(_Section):
     _parse = field_validator("fill_wait", "death_after", mode="before")(_duration)
 
 
+class OrderBooks(_Section):
+    """Which order books are collected, how deep and how long their levels are kept."""
+
+    symbols: tuple[MarketName, ...] = ()
+    levels: int = Field(default=100, ge=1, le=5000)
+    every: timedelta = timedelta(minutes=5)
+    keep_days: int | None = Field(default=30, ge=1)
+    bin_size_bps: float = Field(default=1.0, gt=0)
+
+    _parse = field_validator("every", mode="before")(_duration)
+
+    @field_validator("every")
+    @classmethod
+    def _minutes(cls, value: timedelta) -> timedelta:
+        if not value or timedelta(hours=1) % value:
+            raise ValueError(
+                f"{_hours(value)} does not divide an hour; allowed: 1m, 5m, 10m, 15m, 30m, 1h ..."
+            )
+        return value
+
+
+class CoinOhlc(_Section):
+    """Which candles of CoinGecko are collected, for the coins behind the universe."""
+
+    intervals: Annotated[tuple[Literal["1d", "1h"], ...], AfterValidator(_once)] = ()
+
+
 class Sources(_Section):
-    """Budgets of the sources."""
+    """How the sources are asked, and what of them is collected."""
 
     timeout_s: float = Field(gt=0)
     exchange_weight_per_minute: Positive
+    usdm_weight_per_minute: Positive = 1920
     coingecko_calls_per_minute: Positive
+    coingecko_calls_per_month: Positive | None = None
+    concurrency: int = Field(default=8, ge=1, le=64)
+    klines: Literal["rest", "archive", "both"] = "both"
+    overlap_bars: int = Field(default=60, ge=0, le=500)
+    first_load_days: Positive = 30
+    futures_kinds: Annotated[tuple[Literal["trade", "mark", "premium"], ...], AfterValidator(_once)] = (
+        "trade",
+        "mark",
+        "premium",
+    )
+    open_interest_period: Literal["5m", "15m", "30m", "1h", "2h", "4h", "6h", "12h", "1d"] | None = "1h"
+    order_books: OrderBooks = OrderBooks()
+    coin_ohlc: CoinOhlc = CoinOhlc()
 
 
 class Synthetic(_Section):
@@ -344,11 +420,16 @@ class Synthetic(_Section):
 
 
 class Recorded(_Section):
-    """The world made of recordings: glob patterns relative to a folder."""
+    """The world made of recordings: glob patterns relative to a folder, as ``simulation.recordings`` reads them."""
 
     folder: Path
     klines: tuple[str, ...] = Field(min_length=1)
     coingecko: tuple[str, ...] = ()
+    futures: tuple[str, ...] = ()
+    funding: tuple[str, ...] = ()
+    open_interest: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    exchange_info: tuple[str, ...] = ()
     coins_list: str | None = None
 
 
@@ -365,6 +446,7 @@ class Environment(_Section):
     """What only the environment says: addresses and secrets. Never shown."""
 
     exchange_url: str | None = Field(default=None, repr=False)
+    archive_url: str | None = Field(default=None, repr=False)
     coingecko_url: str | None = Field(default=None, repr=False)
     coingecko_demo_key: str | None = Field(default=None, repr=False)
     coingecko_pro_key: str | None = Field(default=None, repr=False)
@@ -375,7 +457,7 @@ class Settings(_Section):
 
     world: Literal["synthetic", "recorded", "live"]
     warehouse: Warehouse
-    venue: Literal["binance"]
+    venue: str = Field(pattern=r"^[a-z][a-z0-9]*$")
     start: date
     end: date | None
     base_interval: Interval
@@ -384,6 +466,9 @@ class Settings(_Section):
     universe: Universe
     listings: tuple[Listing, ...] = ()
     coins: dict[str, str] = Field(default_factory=dict)
+    coin_kinds: dict[str, Literal["coin", "stable", "wrapped", "staked", "bridged", "pegged"]] = Field(
+        default_factory=dict
+    )
     labels: Labels
     factors: Factors
     weights: Weights
@@ -466,6 +551,8 @@ class Settings(_Section):
             yield f"simulation.now: {self.simulation.now} is before start {self.start}"
 
     def _not_in_the_world(self) -> Iterator[str]:
+        if self.simulated and self.venue not in SIMULATED_VENUES:
+            yield f"venue: {self.venue} is not simulated; allowed: {', '.join(SIMULATED_VENUES)}"
         if self.world == "recorded" and self.simulation.recorded is None:
             yield "simulation.recorded: is missing; the recorded world needs a folder and klines patterns"
         if self.world == "synthetic":
@@ -488,8 +575,16 @@ class Settings(_Section):
     @property
     def exchange_url(self) -> str | None:
         """Base address of the exchange; None is the venue's own."""
-        default = f"http://127.0.0.1:{self.simulation.port}" if self.simulated else None
+        # The market in a box speaks Binance at its root and every other venue below the venue's name.
+        place = "" if self.venue == "binance" else f"/{self.venue}"
+        default = f"http://127.0.0.1:{self.simulation.port}{place}" if self.simulated else None
         return self.environment.exchange_url or default
+
+    @property
+    def archive_url(self) -> str | None:
+        """Base address of the exchange's public archive; None is the venue's own."""
+        default = f"http://127.0.0.1:{self.simulation.port}" if self.simulated else None
+        return self.environment.archive_url or default
 
     @property
     def coingecko_url(self) -> str | None:
@@ -592,6 +687,7 @@ def _merged(
     merged["world"] = world
     merged["environment"] = {
         "exchange_url": environment.get(f"{PREFIX}EXCHANGE_URL"),
+        "archive_url": environment.get(f"{PREFIX}ARCHIVE_URL"),
         "coingecko_url": environment.get(f"{PREFIX}COINGECKO_URL"),
         "coingecko_demo_key": environment.get("COINGECKO_DEMO_API_KEY"),
         "coingecko_pro_key": environment.get("COINGECKO_PRO_API_KEY"),

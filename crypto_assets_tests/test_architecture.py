@@ -19,17 +19,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "crypto_assets"
 GRAPH = defs.resolve_asset_graph()
 KEYS = sorted(GRAPH.get_all_asset_keys())
 ORDER = {stage: position for position, stage in enumerate(STAGES)}
-WORLDS = [
-    "world",
-    "bars",
-    "synthetic",
-    "synthetic_days",
-    "recorded",
-    "dialects",
-    "render",
-    "binance",
-    "coingecko",
-]
+#: What of the simulation touches the world: it serves, reads recordings, or waits. Everything else is pure.
+WORLDLY = {"server", "recordings", "clock", "budgets"}
+COMMAND_LINE = {"cli", "cli_sources", "screen"}
 
 
 def modules(*folders: str) -> list[Path]:
@@ -59,19 +51,74 @@ def begins_with_any(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-PURE = modules("quant") + [PACKAGE / "simulation" / f"{name}.py" for name in WORLDS]
-IMPURE = ("dagster", "duckdb", "dbt", "ccxt", "pycoingecko", "os", "time", "requests", "aiohttp", "random")
+WORLDS = [path for path in modules("simulation") if path.stem not in WORLDLY]
+PURE = modules("quant") + WORLDS
+NETWORK = ("ccxt", "pycoingecko", "requests", "aiohttp", "urllib", "http", "socket")
+IMPURE = ("dagster", "duckdb", "dbt", "os", "time", "random", *NETWORK)
+CLOCKS = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today", "pd.Timestamp.now"}
+EVERY_MODULE = pytest.mark.parametrize("path", modules("."), ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+def imports_of_ours(path: Path) -> set[str]:
+    """What a module imports of the package, as far as it is a module or package there."""
+    named = {name for name in imports(path) if begins_with_any(name, ("crypto_assets",))}
+    files = {name: PACKAGE.parent / Path(*name.split(".")) for name in named - {"crypto_assets"}}
+    return {name for name, file in files.items() if file.is_dir() or file.with_suffix(".py").is_file()}
 
 
 @pytest.mark.parametrize("path", PURE, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_quant_and_worlds_touch_no_orchestrator_database_network_clock_or_environment(path: Path) -> None:
     assert not [name for name in imports(path) if begins_with_any(name, IMPURE)]
     called = calls(path)
-    assert not called & {"datetime.now", "date.today", "datetime.utcnow", "pd.Timestamp.now", "open"}
+    assert not called & {*CLOCKS, "open"}
     assert not [
         name for name in called if name.endswith((".read_text", ".read_bytes", ".write_text", ".open"))
     ]
     assert not re.search(r"default_rng\(\s*\)", path.read_text(encoding="utf-8")), "randomness takes a seed"
+
+
+@pytest.mark.parametrize("path", modules("quant"), ids=lambda path: path.name)
+def test_quant_imports_contracts_and_intervals_besides_itself(path: Path) -> None:
+    allowed = ("crypto_assets.quant", "crypto_assets.intervals", "crypto_assets.schemas")
+    assert not [name for name in imports_of_ours(path) if not begins_with_any(name, allowed)]
+
+
+@pytest.mark.parametrize("path", modules("simulation"), ids=lambda path: path.name)
+def test_the_simulation_knows_nothing_of_the_platform_that_asks_it(path: Path) -> None:
+    allowed = ("crypto_assets.simulation", "crypto_assets.intervals")
+    assert not [name for name in imports_of_ours(path) if not begins_with_any(name, allowed)]
+
+
+@pytest.mark.parametrize("path", WORLDS, ids=lambda path: path.name)
+def test_worlds_import_nothing_of_the_simulation_that_touches_the_world(path: Path) -> None:
+    worldly = tuple(f"crypto_assets.simulation.{name}" for name in WORLDLY)
+    assert not [name for name in imports_of_ours(path) if begins_with_any(name, worldly)]
+
+
+def test_every_module_that_touches_the_world_is_there() -> None:
+    assert {path.stem for path in modules("simulation")} >= WORLDLY
+
+
+@pytest.mark.parametrize("path", modules("formats"), ids=lambda path: path.name)
+def test_formats_know_files_and_nothing_of_network_clock_or_warehouse(path: Path) -> None:
+    allowed = ("crypto_assets.formats", "crypto_assets.intervals", "crypto_assets.schemas")
+    assert not [name for name in imports_of_ours(path) if not begins_with_any(name, allowed)]
+    assert not [
+        name for name in imports(path) if begins_with_any(name, ("dagster", "duckdb", "time", *NETWORK))
+    ]
+    assert not calls(path) & CLOCKS
+
+
+@EVERY_MODULE
+def test_the_command_line_alone_imports_the_simulation(path: Path) -> None:
+    if path.parent.name != "simulation" and path.stem not in COMMAND_LINE:
+        assert not [name for name in imports(path) if begins_with_any(name, ("crypto_assets.simulation",))]
+
+
+@pytest.mark.parametrize("path", [PACKAGE / "rules.py"], ids=lambda path: path.name)
+def test_rules_are_words_and_sql_that_others_evaluate(path: Path) -> None:
+    assert not [name for name in imports(path) if begins_with_any(name, ("dagster", "duckdb", "pyarrow"))]
+    assert not [name for name in imports_of_ours(path) if name == "crypto_assets.checks"]
 
 
 @pytest.mark.parametrize("path", modules("assets"), ids=lambda path: path.name)
@@ -109,7 +156,7 @@ def test_only_partitions_builds_partition_definitions_and_only_definitions_build
 
 def test_only_settings_reads_the_environment() -> None:
     # dbt takes its window and Dagster its home from variables that their callers set; both only write them.
-    writers = {"dbt.py", "cli.py"}
+    writers = {"dbt.py", "screen.py"}
     ways = {"os.environ", "os.getenv", "environ", "getenv"}
     readers = {path.name for path in modules(".") if ways & names_used(path)}
     assert readers - writers == {"settings.py"}

@@ -17,9 +17,7 @@ from crypto_assets.cli import simulated_world
 from crypto_assets.definitions import definitions_of, defs, lineage_of
 from crypto_assets.intervals import to_ms
 from crypto_assets.partitions import DAY
-from crypto_assets.resources.ingest import kline_pieces
-from crypto_assets.resources.warehouse import PartitionStream
-from crypto_assets.resources.warehouse.io_manager import Publisher
+from crypto_assets.resources.ingest import REREAD
 from crypto_assets.resources.warehouse.lake import Lake, missing_in
 from crypto_assets.schemas import TABLES, table_of
 from crypto_assets.settings import Environment, Warehouse, current_settings
@@ -45,6 +43,9 @@ class Request(NamedTuple):
     tables: frozenset[str]
     first: str
     last: str
+
+
+SNAPSHOTS = frozenset({"raw/symbols", "raw/universe", "raw/coins"})
 
 
 class Orchestra:
@@ -110,7 +111,7 @@ class Orchestra:
             instance=self.instance,
             cursor=self.cursors.get(sensor),
             definitions=self.definitions,
-            resources={"exchange": (self.definitions.resources or {})["exchange"]},
+            resources={name: (self.definitions.resources or {})[name] for name in ("exchange", "warehouse")},
         )
         with dg.partition_loading_context(effective_dt=now.replace(tzinfo=UTC)):
             result = self.repository.get_sensor_def(sensor).evaluate_tick(context)
@@ -118,17 +119,23 @@ class Orchestra:
         return result
 
     def tick_schedule(self, now: datetime) -> Sequence[dg.RunRequest]:
-        """One evaluation of the schedule."""
+        """One evaluation of the schedules of market data, hourly and daily."""
         self.market.clock.set(now)
         resources = self.definitions.resources or {}
         context = dg.build_schedule_context(
             instance=self.instance,
             repository_def=self.repository,
-            resources={name: resources[name] for name in ("exchange", "settings", "warehouse")},
+            resources={name: resources[name] for name in ("exchange", "warehouse")},
         )
         with dg.partition_loading_context(effective_dt=now.replace(tzinfo=UTC)):
-            schedule = self.repository.get_schedule_def("daily_market_data")
-            return schedule.evaluate_tick(context).run_requests or ()
+            schedules = [
+                self.repository.get_schedule_def(f"{clock}_market_data") for clock in ("hourly", "daily")
+            ]
+            return [
+                request
+                for schedule in schedules
+                for request in schedule.evaluate_tick(context).run_requests or ()
+            ]
 
     def tick_conditions(self, now: datetime) -> list[dg.RunRequest]:
         """One evaluation of all conditions; one run for each partition, as the condition sensor asks for them."""
@@ -240,7 +247,8 @@ def test_market_caps_come_by_schedule_and_stop_where_they_change_nothing(orchest
     orchestra.at(SATURDAY + 3 * HOUR)
     now = datetime(2024, 1, 21, 1, 25)
     assert orchestra.run("schedule", orchestra.tick_schedule(now)) == [
-        Request("schedule", frozenset({"raw/symbols", "raw/coins"}), "2024-01-21", "2024-01-21"),
+        Request("schedule", SNAPSHOTS, "2024-01-21", "2024-01-21"),
+        Request("schedule", frozenset({"raw/coin_kinds"}), "2024-01-21", "2024-01-21"),
         Request("schedule", frozenset({"raw/market_caps"}), "2024-01-20", "2024-01-20"),
     ]
     before = orchestra.contents()
@@ -381,7 +389,7 @@ def test_a_market_that_joins_the_universe_is_asked_for_on_every_stored_day(
 def test_the_schedule_comes_to_an_end_after_a_coin_has_left_the_universe(
     market: MarketServer, tmp_path: Path
 ) -> None:
-    caps, snapshots = frozenset({"raw/market_caps"}), frozenset({"raw/symbols", "raw/coins"})
+    caps, kinds = frozenset({"raw/market_caps"}), frozenset({"raw/coin_kinds"})
     wide = Orchestra(tmp_path / "warehouse", market)
     saturday, sunday, monday = (datetime(2024, 1, day, 1, 25) for day in (20, 21, 22))
     wide.run("schedule", wide.tick_schedule(saturday))
@@ -392,13 +400,14 @@ def test_the_schedule_comes_to_an_end_after_a_coin_has_left_the_universe(
     asked = narrow.run("schedule", narrow.tick_schedule(monday))
 
     assert asked == [
-        Request("schedule", snapshots, "2024-01-22", "2024-01-22"),
+        Request("schedule", SNAPSHOTS, "2024-01-22", "2024-01-22"),
+        Request("schedule", kinds, "2024-01-22", "2024-01-22"),
         Request("schedule", caps, "2024-01-21", "2024-01-21"),
     ]
     series = {day: covered_coins(narrow.lake, day) for day in ("2024-01-20", "2024-01-21")}
     assert len(series["2024-01-20"]) == len(BASES)
     assert len(series["2024-01-20"] - series["2024-01-21"]) == 1
-    assert narrow.run("schedule", narrow.tick_schedule(monday + HOUR)) == asked[:1]
+    assert narrow.run("schedule", narrow.tick_schedule(monday + HOUR)) == asked[:2]
 
 
 def covered_coins(lake: Lake, day: str) -> set[str]:
@@ -451,21 +460,12 @@ def test_consecutive_weeks_make_one_range() -> None:
 
 def _restate(orchestra: Orchestra, day: datetime) -> None:
     """The exchange corrects a bar of an old day, and the day is read again in full."""
-    settings = orchestra.settings
     orchestra.market.clock.set(SATURDAY)
     at = to_ms(day + 5 * HOUR)
     orchestra.market.world.restate(Restatement("ETH/USDT", at, to_ms(SATURDAY), high="4000", close="3999"))
-    client = (orchestra.definitions.resources or {})["exchange"].client()
-    pieces = kline_pieces(
-        client,
-        {"ETH/USDT": "ETHUSDT"},
-        {},
-        (day, day + DAY),
-        venue=settings.venue,
-        interval=settings.base_interval,
-        watermark=client.last_closed(settings.base_interval),
+    again = dg.RunRequest(
+        partition_key=day.date().isoformat(),
+        asset_selection=[dg.AssetKey(KLINES.split("/"))],
+        tags={REREAD: "true"},
     )
-    key = dg.AssetKey(KLINES.split("/"))
-    spec = orchestra.repository.asset_graph.get(key).assets_def.get_asset_spec(key)
-    window = (day, day + DAY)
-    Publisher(orchestra.lake.folder).publish(spec, PartitionStream(pieces), "read again", window)
+    orchestra.run("reader", [again])

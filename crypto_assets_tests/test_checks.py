@@ -6,6 +6,7 @@ objects, so this module does not postpone them.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -19,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from crypto_assets.checks import asset_checks, checks_of, examine
-from crypto_assets.partitions import DAILY
+from crypto_assets.partitions import DAILY, HOURLY, KEY_FORMATS, floor_of, length_of, start_of
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.resources.warehouse.lake import Lake, Provenance, SeriesCoverage, WarehouseError
+from crypto_assets.rules import FINDINGS
 from crypto_assets.schemas import TABLES, Table, table_of
 from crypto_assets.settings import Listing, Settings, current_settings
 
@@ -33,6 +35,10 @@ EARLY = MONDAY
 HOUR = timedelta(hours=1)
 WHOLE = DAY + timedelta(days=1)
 PUBLISHED = WHOLE + timedelta(minutes=45)
+#: When a book was asked for, and when it had come.
+ASKED = DAY + 5 * HOUR + timedelta(minutes=1)
+CAME = ASKED + timedelta(seconds=2)
+JITTER = timedelta(milliseconds=3)
 CASH = SETTINGS.universe.quote
 NAMES = sorted(TABLES)
 
@@ -82,11 +88,54 @@ _UNDECIDED = {
     "forward_return_frac": None,
     "outcome": None,
 }
+_UNRANKED = {"symbol": "ETH/USDT", "turnover_24h_quote": None, "turnover_24h_rank": None}
+_STATE = {"valid_from": DAY + HOUR, "trading_status": "TRADING", "market_type": "spot"}
+_OPEN_END = {"valid_to": None, "valid_to_known_at": None}
+_LEVEL = {"ts": ASKED, "known_at": CAME}
 #: What sound rows hold besides the values above, table by table; one row where nothing is said.
 SOUND: dict[str, Rows] = {
-    "raw/symbols": [{"valid_from": DAY + HOUR}],
+    "raw/symbols": [_STATE | {"settle": None, "contract_type": None, "delivery_at": None}],
+    "raw/universe": [{"chosen_by": "top"}, {"chosen_by": "kept", **_UNRANKED}],
+    "raw/listings": [
+        _STATE | {"source": "exchange", "valid_to": DAY + 5 * HOUR, "valid_to_known_at": DAY + 5 * HOUR},
+        _STATE
+        | {"source": "exchange", "valid_from": DAY + 5 * HOUR, "known_at": DAY + 5 * HOUR}
+        | {"trading_status": "BREAK", **_OPEN_END},
+        _STATE | {"source": "settings", "symbol": "LUNA/USDT", "valid_from": WHOLE, **_OPEN_END},
+    ],
     "raw/klines": _BARS,
+    "raw/funding_rates": [
+        {"settled_at": DAY + JITTER, "known_at": DAY + JITTER, "funding_rate_frac": -0.0001},
+        {
+            "ts": DAY + 8 * HOUR,
+            "settled_at": DAY + 8 * HOUR - JITTER,
+            "known_at": DAY + 8 * HOUR,
+            "funding_rate_frac": 0.0001,
+            "mark_price": None,
+        },
+    ],
+    "raw/open_interest": [{"known_at": DAY}],
+    "raw/order_books": [
+        _LEVEL | {"side": "bid", "level": 0, "price": 99.0},
+        _LEVEL | {"side": "bid", "level": 1, "price": 98.0},
+        _LEVEL | {"side": "ask", "level": 0, "price": 101.0},
+        _LEVEL | {"side": "ask", "level": 1, "price": 102.0},
+    ],
+    "raw/order_book_summary": [
+        _LEVEL | {"best_bid": 99.0, "best_ask": 101.0, "mid": 100.0},
+        _LEVEL
+        | {"symbol": "ETH/USDT", "status": "one_sided", "n_asks": 0}
+        | {"best_bid": 99.0, "best_ask": None, "mid": None},
+    ],
+    "raw/coin_kinds": [
+        {"kind": "stable", "decided_by": "name"},
+        {"coin_id": "ethereum", "kind": "coin", "decided_by": None},
+    ],
     "raw/market_caps": [{"known_at": PUBLISHED}],
+    "raw/coin_ohlc": [
+        {"interval": "1d", "known_at": PUBLISHED},
+        {"known_at": DAY + HOUR + timedelta(minutes=15)},
+    ],
     "rollups/klines": [
         *({"interval": "1h"} | bar for bar in _BARS),
         {"interval": "4h", "known_at": DAY + 4 * HOUR},
@@ -128,7 +177,23 @@ SOUND: dict[str, Rows] = {
         {"symbol": CASH, "weight_frac": 0.25, "weight_before_frac": 1.0, "listing_id": None, "close": 1.0},
     ],
     "reports/portfolio_backtest": [{"known_at": WHOLE}],
+    "quality/coverage": [{"asset": "raw/klines", "n_unexplained": 0}],
+    "quality/gaps": [{"asset": "raw/klines", "origin": "source"}],
+    "quality/anomalies": [{"asset": "raw/klines", "series_kind": "trade", "kind": "jump"}],
+    "quality/reconciliation": [{"pair": "spot_mark", "other": "BTC/USDT:USDT"}],
+    "quality/revisions": [
+        {
+            "asset": "raw/klines",
+            "row_key": '{"symbol": "BTC/USDT", "kind": "trade"}',
+            "column_name": "close",
+            "old_value": "100.0",
+            "new_value": "100.9",
+        }
+    ],
+    "quality/source_files": [{"origin": "archive", "published_again": False}],
 }
+#: Whatever stands there was found.
+OF_FINDINGS_ALONE = {"quality/anomalies"}
 
 
 def sound_rows(table: Table) -> Rows:
@@ -139,26 +204,27 @@ def sound_rows(table: Table) -> Rows:
 def partition_of(table: Table) -> str:
     if table.clock == "none":
         return ""
-    return (
-        str(sound_rows(table)[0][table.time_column].date()) if table.clock == "daily" else str(MONDAY.date())
-    )
+    moment = sound_rows(table)[0][table.time_column]
+    return floor_of(table.clock, moment).strftime(KEY_FORMATS[table.clock])
 
 
 def covering(
-    *markets: str, stop: datetime = WHOLE, name: str = "binance|{}|1h"
+    *markets: str, stop: datetime = WHOLE, name: str = "binance|{}|trade|1h"
 ) -> tuple[SeriesCoverage, ...]:
     return tuple(SeriesCoverage(name.format(market), ((DAY, stop),)) for market in markets)
 
 
 def provenance_of(table: Table, watermark: datetime | None = None) -> Provenance:
     said = Provenance(table.name, partition_of(table))
+    if table.write != "merge":
+        return said
+    published_later = table.name in ("raw/market_caps", "raw/coin_ohlc")
+    said = replace(said, watermark=watermark or (PUBLISHED if published_later else WHOLE))
     if table.name == "raw/klines":
-        coverage = covering(*SETTINGS.universe.markets)
-        return replace(said, watermark=watermark or WHOLE, coverage=coverage)
+        return replace(said, coverage=covering(*SETTINGS.universe.markets))
     if table.name == "raw/market_caps":
-        coverage = covering("bitcoin", name="coingecko|{}|1d")
-        return replace(said, watermark=watermark or PUBLISHED, coverage=coverage)
-    return replace(said, watermark=watermark or WHOLE) if table.write == "merge" else said
+        return replace(said, coverage=covering("bitcoin", name="coingecko|{}|market_cap|1d"))
+    return said
 
 
 def store(lake: Lake, table: Table, rows: Rows, provenance: Provenance | None = None) -> None:
@@ -174,12 +240,19 @@ def store(lake: Lake, table: Table, rows: Rows, provenance: Provenance | None = 
     pq.write_table(written.replace_schema_metadata({name: replace(stated, rows=len(rows)).to_json()}), path)
 
 
+@pytest.fixture(scope="module")
+def read_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("read")
+    for name in ("raw/symbols", "raw/klines"):
+        store(Lake(folder), table_of(name), sound_rows(table_of(name)))
+    return folder
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
+def lake(read_once: Path, tmp_path: Path) -> Lake:
     """A warehouse whose exchange was read for the day."""
-    lake = Lake(tmp_path)
-    store(lake, table_of("raw/klines"), sound_rows(table_of("raw/klines")))
-    return lake
+    shutil.copytree(read_once, tmp_path, dirs_exist_ok=True)
+    return Lake(tmp_path)
 
 
 def results(
@@ -207,7 +280,7 @@ def broken(result: dg.AssetCheckResult) -> dict[str, tuple[int, str]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_sound_rows_pass_every_check(lake: Lake, name: str) -> None:
     table = table_of(name)
-    store(lake, table, sound_rows(table))
+    store(lake, table, [] if name in OF_FINDINGS_ALONE else sound_rows(table))
     found = results(lake, table, [partition_of(table)])
     assert {check: broken(result) for check, result in found.items()} == dict.fromkeys(found, {})
     assert set(found) == {check.name for check in checks_of(table, SETTINGS)}
@@ -227,7 +300,19 @@ def everywhere(**values: object) -> Change:
     return lambda rows: [row | values for row in rows]
 
 
+def also(**values: object) -> Change:
+    return lambda rows: [*rows, rows[0] | values]
+
+
 ONE_MINUTE = timedelta(minutes=1)
+CANDLES_KNOWN = "end of the interval + publication lag (15 minutes; of a day 45 minutes: 00:45 UTC)"
+SHOWN = "a state was known when the exchange showed it, or announced before it began"
+RANKED = "turnover has its rank, and ranks begin with 1"
+COUNTED = "levels count from the best price on"
+POSITIVE = "prices are positive, but for a premium"
+NO_AMOUNTS = dict.fromkeys(("volume_base", "volume_quote", "n_trades", "taker_buy_base", "taker_buy_quote"))
+MARK = {"symbol": "BTC/USDT:USDT", "kind": "mark", **NO_AMOUNTS}
+PREMIUM = MARK | {"kind": "premium", "open": -0.001, "high": 0.002, "low": -0.002, "close": 0.0}
 DEFECTS: list[tuple[str, str, str, Row | Change]] = [
     *(
         (name, "known_at", rule, {"known_at": sound_rows(table_of(name))[0]["known_at"] - ONE_MINUTE})
@@ -244,6 +329,27 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
         {"known_at": DAY - HOUR, "valid_from": DAY - HOUR},
     ),
     ("raw/coins", "known_at", "known_at lies in the day of the snapshot", {"known_at": DAY - HOUR}),
+    *(
+        (name, "known_at", "known_at lies in the day of the snapshot", {"known_at": WHOLE})
+        for name in ("raw/universe", "raw/coin_kinds")
+    ),
+    *(
+        (name, "known_at", "a book had come within an hour after it was asked for", {"known_at": moment})
+        for name, moment in (
+            ("raw/order_books", ASKED - JITTER),
+            ("raw/order_books", ASKED + HOUR + JITTER),
+            ("raw/order_book_summary", ASKED - JITTER),
+        )
+    ),
+    ("raw/coin_ohlc", "known_at", f"known_at is: {CANDLES_KNOWN}", {"known_at": WHOLE}),
+    (
+        "raw/coin_ohlc",
+        "known_at",
+        f"known_at is: {CANDLES_KNOWN}",
+        lambda rows: [rows[0], rows[1] | {"known_at": DAY + HOUR}],
+    ),
+    ("raw/listings", "known_at", SHOWN, {"known_at": DAY}),
+    ("raw/listings", "known_at", SHOWN, lambda rows: [*rows[:2], rows[2] | {"known_at": WHOLE + HOUR}]),
     (
         "rollups/raster",
         "known_at",
@@ -281,12 +387,30 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
         for name in ("raw/klines", "rollups/klines", "rollups/raster")
         for rule, change in {
             "low <= open, close <= high": {"high": 101.0},
-            "prices are positive": {"low": 0.0},
+            POSITIVE if name == "raw/klines" else "prices are positive": {"low": 0.0},
             "no amount is negative": {"volume_base": -1, "taker_buy_base": -2},
             "takers bought no more than was traded": {"taker_buy_base": 11},
         }.items()
     ),
     ("raw/klines", "prices", "a bar has all four prices", {"open": None}),
+    ("raw/klines", "prices", "a bar has all four prices", also(**PREMIUM | {"open": None})),
+    ("raw/klines", "prices", "low <= open, close <= high", also(**PREMIUM | {"high": -0.0005})),
+    ("raw/klines", "prices", POSITIVE, also(**MARK | {"low": 0.0})),
+    ("raw/klines", "prices", POSITIVE, also(**PREMIUM | {"kind": "mark"})),
+    ("raw/klines", "prices", "a kind is trade, mark or premium", also(**MARK | {"kind": "index"})),
+    (
+        "raw/klines",
+        "prices",
+        "contracts alone have marks and premiums",
+        also(**MARK | {"symbol": "BTC/USDT"}),
+    ),
+    *(
+        ("raw/klines", "prices", "marks and premiums have no amounts", also(**row | {name: 0}))
+        for row in (MARK, PREMIUM)
+        for name in NO_AMOUNTS
+    ),
+    ("raw/coin_ohlc", "prices", "low <= open, close <= high", {"high_usd": 0.4}),
+    ("raw/coin_ohlc", "prices", "prices are positive", {"low_usd": 0.0}),
     ("rollups/klines", "prices", "a bar has all four prices", {"close": None}),
     ("rollups/raster", "prices", "a row with a bar has all four prices", {"open": None}),
     ("rollups/raster", "prices", "a row without a bar has no price", {"has_bar": False, "bar_age": 1}),
@@ -306,6 +430,77 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
         "weight_before_frac sums to one in every decision_at",
         {"weight_before_frac": 0.1},
     ),
+    ("raw/symbols", "bounds", "a state begins when it is seen", {"valid_from": DAY}),
+    ("raw/symbols", "bounds", "a market is spot, perpetual or delivery", {"market_type": "margin"}),
+    *(
+        ("raw/symbols", "bounds", "contracts alone are settled and delivered", {name: value})
+        for name, value in {"settle": "USDT", "contract_type": "PERPETUAL", "delivery_at": WHOLE}.items()
+    ),
+    ("raw/universe", "bounds", "a market is listed, top or kept", {"chosen_by": "whim"}),
+    ("raw/universe", "bounds", "what was chosen by size has a rank", _UNRANKED),
+    ("raw/universe", "bounds", RANKED, {"chosen_by": "kept", "turnover_24h_rank": None}),
+    ("raw/universe", "bounds", RANKED, {"turnover_24h_quote": None}),
+    ("raw/universe", "bounds", RANKED, {"turnover_24h_rank": 0}),
+    ("raw/universe", "bounds", "turnover is not negative", {"turnover_24h_quote": -1.0}),
+    ("raw/listings", "bounds", "a state ends after it began", {"valid_to": DAY + HOUR}),
+    ("raw/listings", "bounds", "an end is known when there is one", {"valid_to_known_at": None}),
+    ("raw/listings", "bounds", "states of one market do not overlap", {"valid_to": DAY + 6 * HOUR}),
+    ("raw/listings", "bounds", "states of one market do not overlap", _OPEN_END),
+    (
+        "raw/funding_rates",
+        "bounds",
+        "a rate is a share of the position, not of a hundred",
+        {"funding_rate_frac": -0.11},
+    ),
+    *(
+        (
+            "raw/funding_rates",
+            "bounds",
+            "a settlement is told within a second of its schedule",
+            {"settled_at": at},
+        )
+        for at in (DAY + timedelta(seconds=1), DAY - timedelta(seconds=1))
+    ),
+    ("raw/funding_rates", "bounds", "a mark price is positive", {"mark_price": 0.0}),
+    ("raw/open_interest", "bounds", "open interest is not negative", {"open_interest_quote": -1.0}),
+    (
+        "raw/order_books",
+        "bounds",
+        "a level is a bid or an ask",
+        lambda rows: [rows[0], rows[1] | {"side": "both", "level": 0}, *rows[2:]],
+    ),
+    ("raw/order_books", "bounds", "prices and amounts are positive", {"amount_base": 0.0}),
+    ("raw/order_books", "bounds", COUNTED, {"level": 2}),
+    ("raw/order_books", "bounds", COUNTED, lambda rows: [rows[0], rows[1] | {"price": 99.0}, *rows[2:]]),
+    ("raw/order_books", "bounds", COUNTED, lambda rows: [*rows[:3], rows[3] | {"price": 100.0}]),
+    ("raw/order_book_summary", "bounds", "a status is a word of the contract", {"status": "fine"}),
+    (
+        "raw/order_book_summary",
+        "bounds",
+        "a book that is ok has its bid below its ask",
+        {"best_bid": 100.0, "best_ask": 100.0},
+    ),
+    (
+        "raw/order_book_summary",
+        "bounds",
+        "a side has a best price where it has levels, and only there",
+        {"n_bids": 0},
+    ),
+    ("raw/order_book_summary", "bounds", "the middle lies between the best prices", {"mid": 101.5}),
+    *(
+        ("raw/order_book_summary", "bounds", "depths and densities are not negative", {name: -0.1})
+        for name in ("bid_depth_10_bps_quote", "ask_density_20_bins_base")
+    ),
+    *(
+        ("raw/order_book_summary", "bounds", "an imbalance lies in -1 to 1", {name: value})
+        for name, value in {"imbalance_best_frac": 1.1, "imbalance_100_bps_frac": -1.1}.items()
+    ),
+    *(
+        (name, "bounds", "a market cap is positive; unknown is missing", {"market_cap_usd": 0.0})
+        for name in ("raw/coins", "raw/market_caps")
+    ),
+    ("raw/coin_kinds", "bounds", "a kind is a word of the contract", {"kind": "meme"}),
+    ("raw/coin_kinds", "bounds", "what is no coin of its own says by what", {"decided_by": None}),
     ("features/universe", "bounds", "a row is eligible, or says why not", {"eligible": False}),
     ("features/universe", "bounds", "history and turnover are not negative", {"history_days": -1.0}),
     ("features/technical", "bounds", "volatility is not negative", {"volatility_24h_log": -0.1}),
@@ -375,11 +570,12 @@ LATE = "no row is known after the watermark"
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "known_at" in table_of(name).column_names])
 def test_a_row_that_is_known_after_the_watermark_is_found(lake: Lake, name: str) -> None:
-    table, klines = table_of(name), table_of("raw/klines")
+    table = table_of(name)
     store(lake, table, sound_rows(table))
     assert LATE not in broken(result_of(lake, name, "known_at"))
     newest = max(row["known_at"] for row in sound_rows(table) if row["known_at"])
-    source = table if table.write == "merge" else klines
+    looked_at = table_of("raw/symbols" if name == "raw/listings" else "raw/klines")
+    source = table if table.write == "merge" else looked_at
     store(lake, source, sound_rows(source), provenance_of(source, newest - ONE_MINUTE))
     found = broken(result_of(lake, name, "known_at"))
     assert list(found) == [LATE]
@@ -391,6 +587,36 @@ def test_rows_of_a_day_that_the_exchange_was_never_read_for_are_found(tmp_path: 
     lake = Lake(tmp_path)
     store(lake, table, sound_rows(table))
     assert list(broken(result_of(lake, table.name, "known_at"))) == [LATE]
+
+
+def test_what_the_settings_announce_is_bounded_by_no_look_at_the_exchange(lake: Lake) -> None:
+    table = table_of("raw/listings")
+    announced = sound_rows(table)[2] | {"valid_from": WHOLE + 30 * HOUR, "known_at": WHOLE + HOUR}
+    store(lake, table, [announced])
+    assert broken(result_of(lake, table.name, "known_at")) == {}
+    store(lake, table, [announced | {"source": "exchange", "known_at": announced["valid_from"]}])
+    assert list(broken(result_of(lake, table.name, "known_at"))) == [LATE]
+
+
+# -- kinds of candles
+
+
+def test_marks_and_premiums_stand_beside_trades_and_a_premium_may_be_negative(lake: Lake) -> None:
+    klines = table_of("raw/klines")
+    rows = sound_rows(klines)
+    contract = [row | {"symbol": MARK["symbol"]} for row in rows]
+    store(lake, klines, [*rows, *contract, *(row | kind for row in rows for kind in (MARK, PREMIUM))])
+    found = results(lake, klines)
+    assert {check: broken(result) for check, result in found.items()} == dict.fromkeys(found, {})
+    assert facts(found["gaps"]) == []
+
+
+@pytest.mark.parametrize("other", [MARK | {"symbol": "BTC/USDT"}, {"venue": "bybit"}], ids=["mark", "venue"])
+def test_other_candles_do_not_stand_in_for_trades_that_are_missing(lake: Lake, other: Row) -> None:
+    klines = table_of("raw/klines")
+    rows = sound_rows(klines)
+    store(lake, klines, [*rows[:5], *rows[6:], *(row | other for row in rows)])
+    assert [row["n_intervals"] for row in facts(result_of(lake, "raw/klines", "gaps"))] == [1]
 
 
 # -- the contract, for every table
@@ -433,9 +659,8 @@ def test_an_infinite_number_breaks_the_contract_in_every_column(lake: Lake, name
 def test_a_row_outside_its_partition_breaks_the_contract(lake: Lake, name: str, side: str) -> None:
     table = table_of(name)
     first, *others = sound_rows(table)
-    start = datetime.fromisoformat(partition_of(table))
-    length = timedelta(days=1 if table.clock == "daily" else 7)
-    moment = start - timedelta(microseconds=1) if side == "before" else start + length
+    start = start_of(table.clock, partition_of(table))
+    moment = start - timedelta(microseconds=1) if side == "before" else start + length_of(table.clock)
     moved = first | {table.time_column: moment}
     if moved.get("known_at"):
         moved["known_at"] = moment
@@ -455,7 +680,8 @@ def test_a_row_that_is_known_before_its_time_breaks_the_contract(lake: Lake, nam
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_partition_that_the_run_did_not_store_breaks_the_contract(tmp_path: Path, name: str) -> None:
-    found = broken(results(Lake(tmp_path), table_of(name), ["2024-01-10"])["contract"])
+    table = table_of(name)
+    found = broken(results(Lake(tmp_path), table, [partition_of(table)])["contract"])
     assert list(found) == ["every partition of the run is stored"]
 
 
@@ -514,12 +740,143 @@ def test_every_rule_has_a_planted_defect() -> None:
         (name, check.name, rule.text)
         for name in NAMES
         for check in checks_of(table_of(name), SETTINGS)
-        # The contract's rules and the gaps have tests of their own.
-        if check.name not in ("contract", "gaps")
+        # The contract's rules, gaps and findings have tests of their own.
+        if check.name not in ("contract", "gaps") and check.severity == dg.AssetCheckSeverity.ERROR
         for rule in check.rules
         if rule.text != LATE
     }
     assert rules == {(name, check, rule) for name, check, rule, _ in DEFECTS}
+
+
+# -- hours, and the days that they are put into
+
+BOOKS = table_of("raw/order_books")
+SIXTH = "2024-01-10-06:00"
+
+
+def store_hours(lake: Lake, *, misplaced: bool = False) -> None:
+    """The books of 05:00 and 06:00; one level of the second may lie in the file of the first."""
+    fifth = sound_rows(BOOKS)
+    sixth = [row | {"ts": row["ts"] + HOUR, "known_at": row["known_at"] + HOUR} for row in fifth]
+    moved = sixth[:1] if misplaced else []
+    store(lake, BOOKS, fifth + moved)
+    store(lake, BOOKS, sixth[len(moved) :], replace(provenance_of(BOOKS), partition=SIXTH))
+
+
+def compact(lake: Lake) -> None:
+    assert lake.compact(BOOKS, WHOLE.date()) == [str(DAY.date())]
+
+
+def test_an_hour_is_found_under_its_key(lake: Lake) -> None:
+    store_hours(lake)
+    assert lake.partitions(BOOKS) == [partition_of(BOOKS), SIXTH] == ["2024-01-10-05:00", SIXTH]
+    found = results(lake, BOOKS)
+    assert {check: broken(result) for check, result in found.items()} == dict.fromkeys(found, {})
+
+
+@pytest.mark.parametrize("arrange", [lambda lake: None, compact], ids=["by hour", "by day"])
+def test_a_row_in_the_file_of_another_hour_is_found(lake: Lake, arrange: Callable[[Lake], None]) -> None:
+    store_hours(lake, misplaced=True)
+    arrange(lake)
+    inside = "ts lies in its partition"
+    assert {rule: n for rule, (n, _) in broken(results(lake, BOOKS)["contract"]).items()} == {inside: 1}
+    alone = {key: set(broken(results(lake, BOOKS, [key])["contract"])) for key in lake.partitions(BOOKS)}
+    assert alone == {partition_of(BOOKS): {inside}, SIXTH: set()}
+
+
+def test_an_hour_of_a_compacted_day_is_bounded_by_its_own_watermark(lake: Lake) -> None:
+    early = replace(provenance_of(BOOKS), watermark=CAME - JITTER)
+    store(lake, BOOKS, sound_rows(BOOKS), early)
+    store(lake, BOOKS, [], replace(early, partition=SIXTH, watermark=WHOLE))
+    compact(lake)
+    found = broken(results(lake, BOOKS)["known_at"])
+    assert list(found) == [LATE]
+    assert f"partition_key={partition_of(BOOKS)}" in found[LATE][1]
+
+
+# -- findings of quality: table -> (what makes the sound row one, the series that is shown)
+
+_OF_KLINES = {"asset": "raw/klines", "venue": "binance", "symbol": "BTC/USDT"}
+PLANTED: dict[str, tuple[Row, Row]] = {
+    "quality/coverage": ({"n_unexplained": 3}, _OF_KLINES | {"kind": "trade", "interval": "1h"}),
+    "quality/gaps": ({"origin": "ours"}, _OF_KLINES | {"kind": "trade", "interval": "1h"}),
+    "quality/anomalies": (
+        {"kind": "jump"},
+        _OF_KLINES | {"series_kind": "trade", "interval": "1h", "kind": "jump"},
+    ),
+    "quality/reconciliation": (
+        {"agrees": False},
+        {"pair": "spot_mark", "venue": "binance", "symbol": "BTC/USDT", "other": "BTC/USDT:USDT"},
+    ),
+    "quality/revisions": (
+        {"new_value": "98.9"},
+        {"asset": "raw/klines", "series": "BTC/USDT", "kind": "trade", "column_name": "close"},
+    ),
+    "quality/source_files": (
+        {"published_again": True},
+        {"origin": "archive", "venue": "binance", "symbol": "BTC/USDT", "kind": "trade", "interval": "1h"},
+    ),
+}
+
+
+def finding_of(lake: Lake, name: str, rows: Rows) -> dg.AssetCheckResult:
+    store(lake, table_of(name), rows)
+    return result_of(lake, name, FINDINGS[name].name)
+
+
+def test_every_finding_has_a_planted_one() -> None:
+    assert set(PLANTED) == set(FINDINGS)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_findings_warn_with_their_number_and_time_by_series(lake: Lake, name: str) -> None:
+    (sound,) = sound_rows(table_of(name))
+    change, series = PLANTED[name]
+    moment = "ts" if "ts" in sound else "seen_at"
+    found = [sound | change | {moment: at} for at in (DAY, DAY + HOUR, WHOLE)]
+    other = sound | change | {key: "another" for key in ("venue", "asset") if key in sound} | {moment: DAY}
+    result = finding_of(lake, name, [*([] if name in OF_FINDINGS_ALONE else [sound]), other, *found])
+    assert result.severity == dg.AssetCheckSeverity.WARN
+    assert [n for n, _ in broken(result).values()] == [4]
+    first, second = facts(result, "findings by series")
+    assert first == series | {"n_findings": 3, "first": str(DAY), "last": str(WHOLE)}
+    assert (second["n_findings"], "another" in second.values()) == (1, True)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_nothing_is_shown_where_nothing_was_found(lake: Lake, name: str) -> None:
+    rows = [] if name in OF_FINDINGS_ALONE else sound_rows(table_of(name))
+    result = finding_of(lake, name, rows)
+    assert result.passed
+    assert facts(result, "findings by series") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "is_found"),
+    {
+        "less": ({"new_value": "99.1"}, False),
+        "more": ({"new_value": "101.1"}, True),
+        "an amount": ({"column_name": "volume_base", "new_value": "200.0"}, False),
+        "a value that was missing": ({"old_value": None}, False),
+        "a premium": (
+            {"row_key": '{"symbol": "BTC/USDT:USDT", "kind": "premium"}', "new_value": "200.0"},
+            False,
+        ),
+        "a mark": ({"row_key": '{"symbol": "BTC/USDT:USDT", "kind": "mark"}', "new_value": "200.0"}, True),
+        "a coin": ({"row_key": '{"coin_id": "bitcoin"}', "column_name": "price_usd", "new_value": "9"}, True),
+        "a candle": ({"row_key": '{"coin_id": "bitcoin"}', "column_name": "low_usd", "new_value": "9"}, True),
+    }.values(),
+    ids=str,
+)
+def test_prices_alone_are_watched_for_large_revisions(lake: Lake, change: Row, is_found: bool) -> None:
+    (sound,) = sound_rows(table_of("quality/revisions"))
+    result = finding_of(lake, "quality/revisions", [sound | change])
+    assert result.passed is not is_found
+    shown = [row["series"] for row in facts(result, "findings by series")]
+    assert len(shown) == is_found and None not in shown
+
+
+# -- what may be, though it seems odd
 
 
 def test_a_total_loss_is_possible(lake: Lake) -> None:
@@ -563,7 +920,7 @@ def uncovered(hours: range, market: str = "BTC/USDT") -> Provenance:
     left, right = DAY + hours.start * HOUR, DAY + hours.stop * HOUR
     parts = tuple((a, b) for a, b in ((DAY, left), (right, WHOLE)) if a < b)
     coverage = [item for item in said.coverage if market not in item.series]
-    return replace(said, coverage=(*coverage, SeriesCoverage(f"binance|{market}|1h", parts)))
+    return replace(said, coverage=(*coverage, SeriesCoverage(f"binance|{market}|trade|1h", parts)))
 
 
 @pytest.mark.parametrize("name", ["raw/klines", "rollups/raster"])
@@ -658,7 +1015,7 @@ def test_a_market_cap_that_the_source_does_not_know_passes_and_is_shown(lake: La
     caps = table_of("raw/market_caps")
     (row,) = sound_rows(caps)
     unknown = row | {"coin_id": "ethereum", "market_cap_usd": None}
-    both = covering("bitcoin", "ethereum", name="coingecko|{}|1d")
+    both = covering("bitcoin", "ethereum", name="coingecko|{}|market_cap|1d")
     store_coins(lake, {"bitcoin": "BTC/USDT", "ethereum": "ETH/USDT"})
     store(lake, caps, [row, unknown], replace(provenance_of(caps), coverage=both))
     result = result_of(lake, "raw/market_caps", "gaps")
@@ -681,7 +1038,10 @@ def test_a_market_cap_that_nobody_asked_about_warns_once_it_is_published(lake: L
 def test_a_coin_whose_market_has_left_the_universe_is_not_missed(lake: Lake) -> None:
     caps = table_of("raw/market_caps")
     store_coins(lake, {"bitcoin": "BTC/USDT", "gone-coin": "GONE/USDT"})
-    left = (*covering("bitcoin", name="coingecko|{}|1d"), SeriesCoverage("coingecko|gone-coin|1d", ()))
+    left = (
+        *covering("bitcoin", name="coingecko|{}|market_cap|1d"),
+        SeriesCoverage("coingecko|gone-coin|market_cap|1d", ()),
+    )
     store(lake, caps, sound_rows(caps), replace(provenance_of(caps), coverage=left))
     assert broken(result_of(lake, "raw/market_caps", "gaps")) == {}
 
@@ -713,31 +1073,34 @@ UNIVERSE = table_of("features/universe")
 DAYS = ("2024-01-09", "2024-01-10", "2024-01-11")
 
 
-def checks_of_universe() -> dg.AssetChecksDefinition:
+def definition_of(table: Table) -> dg.AssetChecksDefinition:
     (found,) = (
         checks
         for checks in asset_checks(SETTINGS)
-        if {key.asset_key.path[-1] for key in checks.check_keys} == {UNIVERSE.table}
+        if {"/".join(key.asset_key.path) for key in checks.check_keys} == {table.name}
     )
     return found
 
 
-def definitions(lake: Lake, rows_of: Callable[[str], Rows]) -> dg.Definitions:
-    """features/universe as somebody's asset that stores what it likes, and an asset that follows it."""
+def definitions(
+    lake: Lake,
+    rows_of: Callable[[str], Rows],
+    table: Table = UNIVERSE,
+    clock: dg.TimeWindowPartitionsDefinition = DAILY,
+) -> dg.Definitions:
+    """A table as somebody's asset that stores what it likes, and an asset that follows it."""
 
-    @dg.asset(
-        key=["features", "universe"], partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run()
-    )
-    def universe(context: dg.AssetExecutionContext) -> None:
+    @dg.asset(key=table.name.split("/"), partitions_def=clock, backfill_policy=dg.BackfillPolicy.single_run())
+    def made_up(context: dg.AssetExecutionContext) -> None:
         for key in context.partition_keys:
-            store(lake, UNIVERSE, rows_of(key), Provenance(UNIVERSE.name, key))
+            store(lake, table, rows_of(key), replace(provenance_of(table), partition=key))
 
-    @dg.asset(deps=[universe], partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
+    @dg.asset(deps=[made_up], partitions_def=clock, backfill_policy=dg.BackfillPolicy.single_run())
     def follower() -> None: ...
 
     return dg.Definitions(
-        assets=[universe, follower],
-        asset_checks=[checks_of_universe()],
+        assets=[made_up, follower],
+        asset_checks=[definition_of(table)],
         resources={"warehouse": WarehouseResource(folder=str(lake.folder))},
         executor=dg.in_process_executor,
     )
@@ -811,10 +1174,27 @@ def test_a_run_looks_at_its_own_partitions_alone_and_a_check_by_itself_at_all(re
     assert outcomes(run(broken_day, DAYS[0], DAYS[2]))["bounds"] is False
 
     alone = dg.Definitions(
-        asset_checks=[checks_of_universe()],
+        asset_checks=[definition_of(UNIVERSE)],
         resources={"warehouse": WarehouseResource(folder=str(read_lake.folder))},
     )
     with dg.DagsterInstance.ephemeral() as instance:
         result = alone.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance)
     assert outcomes(result)["bounds"] is False
     assert {item.metadata["partitions"].value for item in result.get_asset_check_evaluations()} == {3}
+
+
+def test_a_run_of_hours_looks_at_its_own_hours_alone(lake: Lake) -> None:
+    def hour_rows(key: str) -> Rows:
+        late = start_of("hourly", key) - start_of("hourly", partition_of(BOOKS))
+        moved = [
+            row | {"ts": row["ts"] + late, "known_at": row["known_at"] + late} for row in sound_rows(BOOKS)
+        ]
+        return moved if key != SIXTH else everywhere(price=-1.0)(moved[:1])
+
+    books = definitions(lake, hour_rows, BOOKS, HOURLY)
+    fifth = run(books, partition_of(BOOKS))
+    assert fifth.success and made(fifth) == {"order_books", "follower"}
+    assert outcomes(fifth) == {"contract": True, "known_at": True, "bounds": True}
+    assert outcomes(run(books, SIXTH))["bounds"] is False
+    assert outcomes(run(books, "2024-01-10-07:00", "2024-01-10-08:00"))["bounds"] is True
+    assert outcomes(run(books, partition_of(BOOKS), "2024-01-10-08:00"))["bounds"] is False

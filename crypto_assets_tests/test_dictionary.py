@@ -37,6 +37,12 @@ def test_bold_columns_are_exactly_those_that_are_never_null(table: Table) -> Non
     assert bold == {column.name for column in table.columns if column.required} | set(table.key)
 
 
+def test_every_clock_and_way_of_writing_is_explained_before_the_tables() -> None:
+    head = data_dictionary().split("| table |")[0]
+    used = {word for table in TABLES.values() for word in (table.clock, table.write)}
+    assert used <= set(re.findall(r"`(\w+)`", head))
+
+
 def test_every_link_of_the_contents_leads_to_a_heading() -> None:
     text = data_dictionary()
     # A heading's anchor on the usual Markdown sites: lower case, without punctuation.

@@ -90,6 +90,17 @@ def test_load_reads_a_window_of_chosen_symbols_and_columns(warehouse: Path) -> N
     }
 
 
+def test_load_reads_the_hours_of_a_window_that_ends_inside_a_day(tmp_path: Path) -> None:
+    lake, table = Lake(tmp_path), table_of("raw/order_books")
+    for key in ("2024-01-10-04:00", "2024-01-10-05:00", "2024-01-10-06:00"):
+        seen = pd.Timestamp(f"{key[:10]} {key[11:]}")
+        best = {"venue": "binance", "symbol": "BTC/USDT", "side": "bid", "level": 0, "price": 99.0}
+        told = {"amount_base": 1.0, "last_update_id": 1, "ts": seen, "known_at": seen, "book_time": seen}
+        lake.replace(table, key, pd.DataFrame([{**best, **told}]), Provenance(table.name, key))
+    found = load(table.name, start="2024-01-10 05:00", end="2024-01-10 06:00", folder=tmp_path)
+    assert found["ts"].tolist() == [pd.Timestamp("2024-01-10 05:00")]
+
+
 def test_load_names_an_unknown_table_and_refuses_symbols_of_a_table_without_them(warehouse: Path) -> None:
     with pytest.raises(KeyError, match="holdings/nothing has no contract"):
         load("holdings/nothing", folder=warehouse)

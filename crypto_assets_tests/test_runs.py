@@ -42,6 +42,8 @@ def test_every_asset_is_in_one_step_and_after_its_parents() -> None:
         ("daily", None, None, (str(SETTINGS.start), str(SETTINGS.simulation.now.date()))),
         ("daily", "2024-01-10", "2024-01-12", ("2024-01-10", "2024-01-12")),
         ("weekly", "2024-01-10", "2024-01-16", ("2024-01-08", "2024-01-15")),
+        ("hourly", "2024-01-10", "2024-01-12", ("2024-01-10-00:00", "2024-01-12-23:00")),
+        ("hourly", None, "2024-01-10", (f"{SETTINGS.start}-00:00", "2024-01-10-23:00")),
         ("none", "2024-01-10", "2024-01-12", None),
     ],
 )
@@ -49,6 +51,24 @@ def test_a_range_of_days_is_a_range_of_partitions(
     clock: str, first: str | None, last: str | None, window: tuple[str, str] | None
 ) -> None:
     assert runs.first_and_last(clock, first, last) == window
+
+
+def test_without_a_range_hours_are_those_of_the_newest_day() -> None:
+    newest = runs.partition_keys("hourly")[-1]
+    assert runs.first_and_last("hourly") == (f"{newest[:10]}-00:00", newest)
+    assert newest[:10] == str(SETTINGS.simulation.now.date())
+
+
+def test_a_step_of_hours_has_reached_the_hour_that_was_stored_last(tmp_path: Path) -> None:
+    lake, table = Lake(tmp_path), table_of("raw/order_books")
+    step = runs.Step((dg.AssetKey(["raw", "order_books"]),), "hourly")
+    began = datetime.now(UTC) - timedelta(minutes=1)
+    assert runs.reached(lake, step, began) is None
+    day = str(SETTINGS.simulation.now.date())
+    for hour in (0, 1):
+        key = f"{day}-{hour:02d}:00"
+        lake.replace(table, key, table.arrow_schema().empty_table(), Provenance(table.name, key))
+    assert runs.reached(lake, step, began) == f"{day}-01:00"
 
 
 def test_a_step_has_reached_the_partition_that_was_stored_last(tmp_path: Path) -> None:

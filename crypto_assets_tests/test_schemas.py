@@ -90,6 +90,17 @@ def test_only_raw_tables_are_merged_or_observed() -> None:
     assert {table.stage for table in TABLES.values() if table.write == "merge" or table.observed} == {"raw"}
 
 
+@EVERY_TABLE
+def test_data_tables_and_no_others_have_a_known_at_rule(table: Table) -> None:
+    assert (table.known_at == "-") == (table.stage == "quality")
+
+
+def test_what_is_stored_by_the_hour_was_seen_and_comes_in_rounds() -> None:
+    hourly = [table for table in TABLES.values() if table.clock == "hourly"]
+    assert hourly
+    assert {(table.observed, table.write) for table in hourly} == {(True, "merge")}
+
+
 def test_a_column_has_one_type_wherever_it_occurs() -> None:
     types: dict[str, set[str]] = {}
     for table in TABLES.values():

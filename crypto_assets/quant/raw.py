@@ -14,13 +14,17 @@ from crypto_assets.quant.panel import require_columns
 
 
 def map_coins_to_symbols(
-    coins: pd.DataFrame, bases: Mapping[str, str], overrides: Mapping[str, str]
+    coins: pd.DataFrame,
+    bases: Mapping[str, str],
+    overrides: Mapping[str, str],
+    kinds: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Map coin ids to the symbols of the universe.
 
     A symbol's coin is its override, else the coin of best ``market_cap_rank`` among those whose ticker is its
     base. A ticker alone maps nothing: tickers are shared by thousands of coins, so a coin without a rank
-    needs an override. An overriding coin takes part in no other mapping.
+    needs an override. An overriding coin takes part in no other mapping. A claim on another coin (bridged, wrapped ...)
+    stands behind a market only where no ranked coin of its own has the ticker, however large the claim is.
 
     Parameters
     ----------
@@ -31,6 +35,8 @@ def map_coins_to_symbols(
         Symbol -> base asset, such as ``{"BTC/USDT": "BTC"}``.
     overrides
         Symbol -> coin id; wins even if the snapshot lacks the coin.
+    kinds
+        Coin id -> kind (``coins.coin_kinds``); coins that are absent, and all where it is ``None``, are ``coin``.
 
     Returns
     -------
@@ -52,6 +58,8 @@ def map_coins_to_symbols(
     >>> coins = pd.DataFrame({"coin_id": ["old", "new"], "ticker": "luna", "market_cap_rank": [900, 90]})
     >>> map_coins_to_symbols(coins, {"LUNA/USDT": "LUNA"}, {})
     {'new': 'LUNA/USDT'}
+    >>> map_coins_to_symbols(coins, {"LUNA/USDT": "LUNA"}, {}, {"new": "bridged"})
+    {'old': 'LUNA/USDT'}
     """
     require_columns(coins, ("coin_id", "ticker", "market_cap_rank"), "coins")
     twice = coins["coin_id"].duplicated()
@@ -62,10 +70,14 @@ def map_coins_to_symbols(
         raise ValueError(
             f"overrides name {', '.join(unknown)}, which the universe does not have: correct or remove them"
         )
+    known = kinds or {}
     ranked = coins.loc[coins["market_cap_rank"].notna() & ~coins["coin_id"].isin(set(overrides.values()))]
     best = (
-        ranked.assign(ticker=ranked["ticker"].str.upper())
-        .sort_values(["market_cap_rank", "coin_id"])
+        ranked.assign(
+            ticker=ranked["ticker"].str.upper(),
+            is_claim=ranked["coin_id"].map(lambda coin_id: known.get(coin_id, "coin") != "coin").astype(bool),
+        )
+        .sort_values(["is_claim", "market_cap_rank", "coin_id"])
         .drop_duplicates("ticker")
         .set_index("ticker")["coin_id"]
         .to_dict()

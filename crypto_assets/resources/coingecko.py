@@ -1,16 +1,17 @@
 """CoinGecko: the list of coins, market ranks, daily market caps and OHLC through the pycoingecko client.
 
-Here: one client that asks, validates every answer and returns Arrow tables, and its Dagster resource. Not
-here: the mapping of coins to exchange symbols, ``known_at`` and storing (assets and warehouse), pacing and
-retries (``sources.py``). The API key travels in a header only. Assets receive ``CoinGeckoResource``; the CLI
-and tests use ``CoinGeckoClient``.
+Here: one client that asks, validates every answer and returns Arrow tables, what each plan can answer, and the Dagster
+resource. Not here: the mapping of coins to exchange symbols, ``known_at`` and storing (assets and warehouse), pacing,
+retries and the month's allowance (``sources.py``). The API key travels in a header only. Assets receive
+``CoinGeckoResource``; the CLI and tests use ``CoinGeckoClient``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,17 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from crypto_assets.intervals import DAY_MS, HOUR_MS, MINUTE_MS, from_ms, to_ms
-from crypto_assets.resources.sources import Answer, Failure, RateBudget, Request, RetryPolicy, SourceCaller
+from crypto_assets.intervals import DAY_MS, HOUR_MS, MINUTE_MS, from_ms, interval_ms, to_ms
+from crypto_assets.resources.sources import (
+    Answer,
+    CallAllowance,
+    Failure,
+    RateBudget,
+    Request,
+    RetryPolicy,
+    SourceCaller,
+    SourceRefused,
+)
 
 _TIMESTAMP = pa.timestamp("us")
 
@@ -41,6 +51,14 @@ MARKET_SCHEMA = pa.schema(
         pa.field("price_usd", pa.float64()),
         pa.field("volume_usd", pa.float64()),
         pa.field("seen_at", _TIMESTAMP, nullable=False),
+    ]
+)
+
+#: One row per category and member.
+MEMBER_SCHEMA = pa.schema(
+    [
+        pa.field("coin_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
     ]
 )
 
@@ -68,6 +86,42 @@ OHLC_SCHEMA = pa.schema(
     ]
 )
 
+#: Candles that are suspicious or were replaced: ``reason`` is duplicate (the source gave two candles for one time, this
+#: one is the earlier), off_grid (kept out), or flat_candle (kept: open = high = low = close and nothing before it, so
+#: that its open is no price of the time before).
+SET_ASIDE_SCHEMA = OHLC_SCHEMA.append(pa.field("reason", pa.string(), nullable=False))
+
+
+@dataclass(frozen=True)
+class OhlcPage:
+    """One answer with candles, and what it proves.
+
+    Attributes
+    ----------
+    rows
+        Closed candles by ``OHLC_SCHEMA``, ascending by ``ts`` without duplicates.
+    set_aside
+        By ``SET_ASIDE_SCHEMA``.
+    covered_until
+        Exclusive end of what the answers so far tell about: a candle before it that is in neither table was not at the
+        source.
+    """
+
+    rows: pa.Table
+    set_aside: pa.Table
+    covered_until: datetime
+
+
+@dataclass(frozen=True)
+class _OhlcRange:
+    """How one length of candles is asked for: by range on a paid plan, else out of shorter ones of the last days."""
+
+    name: str
+    most: timedelta
+    shorter: str
+    days: int
+
+
 _BASE_URLS: Mapping[str, str] = {
     "public": "https://api.coingecko.com/api/v3/",
     "demo": "https://api.coingecko.com/api/v3/",
@@ -75,6 +129,16 @@ _BASE_URLS: Mapping[str, str] = {
 }
 _KEY_HEADERS: Mapping[str, str] = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
 _MARKETS_PER_PAGE = 250
+# CoinGecko's documentation of ohlc/range: at most 180 days of daily and 31 days of hourly candles a request. A longer
+# candle is exactly the sum of its shorter ones: all 6,284 recorded days that have 24 recorded hours agree to the digit.
+_OHLC_RANGES: Mapping[str, _OhlcRange] = {
+    "1d": _OhlcRange("daily", timedelta(days=180), "4h", 30),
+    "1h": _OhlcRange("hourly", timedelta(days=31), "30m", 1),
+}
+# The first stamp of any recorded candle; the documentation names 2018-02-09 03:33:44.
+_OHLC_FIRST_STAMP = datetime(2018, 2, 9)
+# The plans without payment are refused what lies more than 365 days back; a day is left for the two clocks.
+_FREE_HISTORY = timedelta(days=364)
 # Above 90 days CoinGecko answers daily points at 00:00 UTC by itself; asking for an interval needs a paid
 # plan.
 _DAILY_FROM = timedelta(days=91)
@@ -100,13 +164,17 @@ class CoinGeckoClient:
     base_url
         Address to use in place of CoinGecko's own, up to and including ``/api/v3``; ``None`` is live.
     plan
-        ``public`` (no key), ``demo`` or ``pro``: decides the live host and the header that carries the key.
+        ``public`` (no key), ``demo`` or ``pro``: decides the live host, the header that carries the key, and what can
+        be asked: without payment the last 365 days and no ``ohlc/range``. Another address without a key has no limits.
     api_key
         API key of the plan; ``None`` with ``public`` only.
     timeout_s
         Seconds to wait for a connection and for each part of an answer.
     retry
         Retry policy.
+    allowance
+        Calls that the plan allows in a month, retries included; ``None``: not counted. What it does not allow is
+        ``SourceRefused`` and not sent.
 
     Raises
     ------
@@ -124,6 +192,7 @@ class CoinGeckoClient:
         api_key: str | None = None,
         timeout_s: float = 30.0,
         retry: RetryPolicy | None = None,
+        allowance: CallAllowance | None = None,
     ) -> None:
         from pycoingecko import CoinGeckoAPI
         from requests.adapters import HTTPAdapter
@@ -144,8 +213,15 @@ class CoinGeckoClient:
             session.mount(scheme, HTTPAdapter())
         if api_key is not None:
             session.headers[_KEY_HEADERS[plan]] = api_key
+        self._plan = plan
+        # An address of one's own without a key is a simulated market, which has no plans.
+        self._is_paid = plan == "pro" or (plan == "public" and base_url is not None)
         self._caller = SourceCaller(
-            budget, retry or RetryPolicy(), _read_failure, secrets=(api_key,) if api_key else ()
+            budget,
+            retry or RetryPolicy(),
+            _read_failure,
+            secrets=(api_key,) if api_key else (),
+            allowance=allowance,
         )
         self._caller.wire.watch(session)
 
@@ -156,7 +232,7 @@ class CoinGeckoClient:
         """
         return self._call("coins/list", {}, self._api.get_coins_list, _parse_coins)
 
-    def markets(self, n_top: int, at: datetime) -> pa.Table:
+    def markets(self, n_top: int, at: datetime, category: str | None = None) -> pa.Table:
         """Return the largest coins by market cap now, by ``MARKET_SCHEMA`` (one request for every 250).
 
         Parameters
@@ -165,6 +241,8 @@ class CoinGeckoClient:
             How many coins to ask for; fewer come when the list ends.
         at
             When the answer is seen, naive UTC, given by the caller; it becomes ``seen_at`` of every row.
+        category
+            CoinGecko's id of a category, such as ``stablecoins``: only its members. Ranks stay those among all coins.
 
         Returns
         -------
@@ -183,6 +261,8 @@ class CoinGeckoClient:
         rows: dict[str, dict[str, object]] = {}
         for page in range(1, math.ceil(n_top / per_page) + 1):
             params = {"vs_currency": "usd", "order": "market_cap_desc", "per_page": per_page, "page": page}
+            if category is not None:
+                params["category"] = category
             found = self._call("coins/markets", params, self._api.get_coins_markets, _parse_markets)
             for row in found:
                 rows.setdefault(str(row["coin_id"]), {**row, "seen_at": at})
@@ -190,7 +270,30 @@ class CoinGeckoClient:
                 break
         return pa.Table.from_pylist(list(rows.values())[:n_top], schema=MARKET_SCHEMA)
 
-    def market_caps(self, coin_id: str, start: datetime, end: datetime) -> pa.Table:
+    def members(self, categories: Iterable[str], at: datetime) -> pa.Table:
+        """Return the 250 largest members of each category now, by ``MEMBER_SCHEMA`` (one request a category).
+
+        Parameters
+        ----------
+        categories
+            CoinGecko's ids of categories.
+        at
+            When the answers are seen, naive UTC.
+        """
+        tables = [MEMBER_SCHEMA.empty_table()]
+        for category in categories:
+            coin_ids = self.markets(_MARKETS_PER_PAGE, at, category)["coin_id"].combine_chunks()
+            names = pa.repeat(pa.scalar(category, pa.string()), len(coin_ids))
+            tables.append(pa.table([coin_ids, names], schema=MEMBER_SCHEMA))
+        return pa.concat_tables(tables)
+
+    def caps_from(self, now: datetime) -> datetime | None:
+        """First day whose market cap the plan can tell; ``None``: every one."""
+        return None if self._is_paid else _midnight_after(now - _FREE_HISTORY) - timedelta(days=1)
+
+    def market_caps(
+        self, coin_id: str, start: datetime, end: datetime, now: datetime | None = None
+    ) -> pa.Table:
         """Daily price, market cap and volume of one coin, by ``MARKET_CAP_SCHEMA`` (one request).
 
         CoinGecko stamps the end of a day: the point of D 00:00 is the close of D-1 and gets ``ts`` = D-1.
@@ -202,8 +305,11 @@ class CoinGeckoClient:
             CoinGecko's id, never a ticker.
         start, end
             Range of ``ts`` [start, end), naive UTC. More than 90 days are asked for, reaching back from
-            ``end``, so that the answer is daily; a plan with a limited history may refuse a range near that
-            limit.
+            ``end``, so that the answer is daily.
+        now
+            Time of the tick, naive UTC, from the clock of a source. Where the plan's history is limited, what is asked
+            for then reaches forward rather than past the limit, and a range that begins before ``caps_from`` is refused
+            and not sent.
 
         Returns
         -------
@@ -225,6 +331,16 @@ class CoinGeckoClient:
         # bound.
         last = end + timedelta(hours=1)
         first = min(start + timedelta(days=1), last - _DAILY_FROM)
+        oldest = None if now is None else self.caps_from(now)
+        if oldest is not None:
+            if start < oldest:
+                raise self._unserved(
+                    f"coins/{coin_id}/market_chart/range",
+                    {"from": start, "to": end},
+                    f"its market caps begin on {oldest:%Y-%m-%d}",
+                )
+            first = max(first, oldest + timedelta(days=1))
+            last = max(last, first + _DAILY_FROM)
         params = {"vs_currency": "usd", "from": to_ms(first) // 1000, "to": to_ms(last) // 1000}
 
         def send() -> object:
@@ -270,10 +386,150 @@ class CoinGeckoClient:
         def send() -> object:
             return self._api.get_coin_ohlc_by_id(coin_id, "usd", days)
 
-        def accept(payload: object) -> pa.Table:
-            return _parse_ohlc(payload, coin_id, interval, length_ms, to_ms(closed_before))
+        params = {"vs_currency": "usd", "days": days}
+        candles = self._send(f"coins/{coin_id}/ohlc", params, send, _parse_candles)
+        # Four-day candles have no common anchor, but they end at midnight.
+        grid_ms, closed_ms = min(length_ms, DAY_MS), to_ms(closed_before)
+        kept = {stamp: prices for stamp, prices in candles if stamp % grid_ms == 0 and stamp <= closed_ms}
+        rows = [(stamp - length_ms, prices) for stamp, prices in sorted(kept.items())]
+        return _ohlc_table(coin_id, interval, rows)
 
-        return self._send(f"coins/{coin_id}/ohlc", {"vs_currency": "usd", "days": days}, send, accept)
+    def ohlc_from(self, interval: str, closed_before: datetime) -> datetime:
+        """Start of the first candle of a length (``1d``, ``1h``) that the plan can tell at a time.
+
+        Raises
+        ------
+        ValueError
+            If the length is neither.
+        """
+        asked = _ohlc_range_of(interval)
+        length = timedelta(milliseconds=interval_ms(interval))
+        if self._is_paid:
+            return _OHLC_FIRST_STAMP - length
+        oldest_ms = to_ms(closed_before - timedelta(days=asked.days))
+        return from_ms(-(-oldest_ms // interval_ms(interval)) * interval_ms(interval))
+
+    def ohlc_reach(self, interval: str) -> timedelta:
+        """How long a range of candles one request can answer."""
+        asked = _ohlc_range_of(interval)
+        return asked.most if self._is_paid else timedelta(days=asked.days)
+
+    def ohlc_range(
+        self, coin_id: str, interval: str, start: datetime, end: datetime, closed_before: datetime
+    ) -> pa.Table:
+        """Closed candles that start in [start, end), by ``OHLC_SCHEMA``: the rows of all ``ohlc_pages``."""
+        pages = self.ohlc_pages(coin_id, interval, start, end, closed_before)
+        return pa.concat_tables([OHLC_SCHEMA.empty_table(), *(page.rows for page in pages)])
+
+    def ohlc_pages(
+        self, coin_id: str, interval: str, start: datetime, end: datetime, closed_before: datetime
+    ) -> Iterator[OhlcPage]:
+        """Candles of one length that start in [start, end), one request a page.
+
+        On a paid plan ``ohlc/range`` is asked, in parts of 180 days (daily) or 31 days (hourly). Both borders of a part
+        belong to it, so the candle at a joint comes twice: the later answer counts, and a candle that it changes is set
+        aside. CoinGecko stamps the end of a candle; ``ts`` is the start.
+
+        The other plans have no ``ohlc/range``. There a candle is put together from all its shorter ones in
+        ``ohlc``: hours of the last day from two complete halves, days of the last 30 from six complete four-hour
+        candles. A candle with a part missing is missing.
+
+        Parameters
+        ----------
+        coin_id
+            CoinGecko's id, never a ticker.
+        interval
+            ``1d`` or ``1h``.
+        start, end
+            Range of ``ts``, naive UTC, on the grid of the interval.
+        closed_before
+            Time of the tick, naive UTC, from the clock of a source: a candle that ends later is still open, and dropped.
+
+        Yields
+        ------
+        OhlcPage
+            In order of time, the rows of different pages disjoint.
+
+        Raises
+        ------
+        ValueError
+            If the interval is unknown or the range is empty.
+        SourceRefused
+            Before anything is sent, if the plan cannot tell candles as old as ``start``.
+        SourceError
+            As ``SourceCaller.call``; an unknown coin is ``SourceRefused``.
+        """
+        asked = _ohlc_range_of(interval)
+        if start >= end:
+            raise ValueError(f"empty range of {coin_id}: start {start} is not before end {end}")
+        oldest = self.ohlc_from(interval, closed_before)
+        if self._is_paid:
+            # Older ones exist nowhere, so the range is asked from there on and what is before it is proved empty.
+            return self._ohlc_by_range(coin_id, interval, asked, max(start, oldest), end, closed_before)
+        if start < oldest:
+            raise self._unserved(
+                f"coins/{coin_id}/ohlc/range",
+                {"interval": asked.name, "from": start, "to": end},
+                f"its {interval} candles, made of {asked.shorter} ones, begin at {oldest}",
+            )
+        return self._ohlc_of_last_days(coin_id, interval, asked, start, end, closed_before)
+
+    def _ohlc_by_range(
+        self,
+        coin_id: str,
+        interval: str,
+        asked: _OhlcRange,
+        start: datetime,
+        end: datetime,
+        closed_before: datetime,
+    ) -> Iterator[OhlcPage]:
+        candles = _Candles(coin_id, interval, start, closed_before)
+        path = f"coins/{coin_id}/ohlc/range"
+        at = taken = start
+        while at < end:
+            until = min(at + asked.most, end)
+            span = to_ms(at) // 1000, to_ms(until) // 1000
+            params = {"vs_currency": "usd", "from": span[0], "to": span[1], "interval": asked.name}
+
+            def send(span: tuple[int, int] = span) -> object:
+                return self._api.get_coin_ohlc_by_id_range(coin_id, "usd", *span, asked.name)
+
+            candles.add(self._send(path, params, send, _parse_candles))
+            # The candle at the joint waits for the next answer, which has it again.
+            told = end if until >= end else until - candles.length
+            yield candles.take(taken, told)
+            at, taken = until, told
+        if start >= end:
+            yield candles.take(start, end)
+
+    def _ohlc_of_last_days(
+        self,
+        coin_id: str,
+        interval: str,
+        asked: _OhlcRange,
+        start: datetime,
+        end: datetime,
+        closed_before: datetime,
+    ) -> Iterator[OhlcPage]:
+        oldest = self.ohlc_from(interval, closed_before)
+        candles = _Candles(
+            coin_id, interval, oldest + timedelta(milliseconds=interval_ms(interval)), closed_before
+        )
+        params = {"vs_currency": "usd", "days": asked.days}
+
+        def send() -> object:
+            return self._api.get_coin_ohlc_by_id(coin_id, "usd", asked.days)
+
+        shorter = self._send(f"coins/{coin_id}/ohlc", params, send, _parse_candles)
+        candles.add(_whole(shorter, interval_ms(asked.shorter), interval_ms(interval)))
+        yield candles.take(start, end)
+
+    def _unserved(self, path: str, params: Mapping[str, object], limit: str) -> SourceRefused:
+        return SourceRefused(
+            str(Request("coingecko", f"/api/v3/{path}", params)),
+            f"not sent, the plan {self._plan!r} does not have it: {limit}",
+            "ask for later days, or use a paid plan: set COINGECKO_PRO_API_KEY",
+        )
 
     def _call(
         self,
@@ -311,6 +567,8 @@ class CoinGeckoResource(dg.ConfigurableResource):
         Folder of the rate budgets; every process on the machine must use the same one.
     calls_per_minute
         Requests to send in any 60 seconds; the demo plan allows 30, without a key it is less and varies.
+    calls_per_month
+        Requests to send in a calendar month (UTC); the demo plan allows 10,000. ``None``: not counted.
     """
 
     base_url: str | None = None
@@ -320,16 +578,110 @@ class CoinGeckoResource(dg.ConfigurableResource):
     timeout_s: float = 30.0
     budget_dir: str
     calls_per_minute: int = 25
+    calls_per_month: int | None = None
 
-    def client(self) -> CoinGeckoClient:
-        """Build a client under the shared budget; do it once per step and pass it on."""
+    def client(self, clock: Callable[[], datetime] | None = None) -> CoinGeckoClient:
+        """Build a client under the shared budget; do it once per step and pass it on.
+
+        Parameters
+        ----------
+        clock
+            Tells the month that is counted, naive UTC. CoinGecko has no route for its time, so without one it is the
+            clock of this machine.
+        """
+        folder = Path(self.budget_dir)
+        allowance = None
+        if self.calls_per_month is not None:
+            allowance = CallAllowance(
+                folder, f"coingecko-{self.plan}", self.calls_per_month, clock or _clock_of_this_machine
+            )
         return CoinGeckoClient(
-            RateBudget(Path(self.budget_dir), "coingecko", self.calls_per_minute),
+            RateBudget(folder, "coingecko", self.calls_per_minute),
             base_url=self.base_url,
             plan=self.plan,
             api_key=self.api_key,
             timeout_s=self.timeout_s,
+            allowance=allowance,
         )
+
+
+class _Candles:
+    """Candles of one coin as the answers bring them, by stamp: the later answer counts."""
+
+    def __init__(self, coin_id: str, interval: str, seen_from: datetime, closed_before: datetime) -> None:
+        self.length = timedelta(milliseconds=interval_ms(interval))
+        self._coin_id, self._interval = coin_id, interval
+        self._length_ms, self._closed_ms = interval_ms(interval), to_ms(closed_before)
+        # The first stamp that an answer would have shown.
+        self._seen_from_ms = to_ms(seen_from)
+        self._known: dict[int, list[float]] = {}
+        self._aside: list[tuple[int, list[float], str]] = []
+
+    def add(self, answer: Sequence[tuple[int, list[float]]]) -> None:
+        for position, (stamp, prices) in enumerate(answer, start=1):
+            if stamp > self._closed_ms:
+                continue
+            if stamp % self._length_ms:
+                # The newest candle of an answer may be open and stamped with the moment.
+                if position < len(answer):
+                    self._aside.append((stamp, prices, "off_grid"))
+                continue
+            earlier = self._known.get(stamp, prices)
+            if earlier != prices:
+                self._aside.append((stamp, earlier, "duplicate"))
+            self._known[stamp] = prices
+
+    def take(self, start: datetime, end: datetime) -> OhlcPage:
+        first, last = to_ms(start) + self._length_ms, to_ms(end) + self._length_ms
+        rows = [(stamp, prices) for stamp, prices in sorted(self._known.items()) if first <= stamp < last]
+        aside = [one for one in self._aside if first <= one[0] < last]
+        aside += [(stamp, prices, "flat_candle") for stamp, prices in rows if self._opens_flat(stamp, prices)]
+        # The last candle taken stays: it is what lies before the next one.
+        kept_from = rows[-1][0] if rows else 0
+        self._known = {stamp: prices for stamp, prices in self._known.items() if stamp >= kept_from}
+        self._aside = [one for one in self._aside if one[0] >= last]
+        aside.sort(key=lambda one: one[0])
+        table = self._table([(stamp, prices) for stamp, prices, _ in aside])
+        reasons = pa.array([reason for *_, reason in aside], pa.string())
+        return OhlcPage(
+            self._table(rows), table.append_column(SET_ASIDE_SCHEMA.field("reason"), reasons), end
+        )
+
+    def _opens_flat(self, stamp: int, prices: list[float]) -> bool:
+        before = stamp - self._length_ms
+        return len(set(prices)) == 1 and before >= self._seen_from_ms and before not in self._known
+
+    def _table(self, candles: Sequence[tuple[int, list[float]]]) -> pa.Table:
+        rows = [(stamp - self._length_ms, prices) for stamp, prices in candles]
+        return _ohlc_table(self._coin_id, self._interval, rows)
+
+
+def _whole(
+    shorter: Iterable[tuple[int, list[float]]], short_ms: int, long_ms: int
+) -> list[tuple[int, list[float]]]:
+    known = {stamp: prices for stamp, prices in shorter if stamp % short_ms == 0}
+    parts: dict[int, list[list[float]]] = {}
+    for stamp in sorted(known):
+        parts.setdefault(-(-stamp // long_ms) * long_ms, []).append(known[stamp])
+    return [
+        (stamp, [bars[0][0], max(bar[1] for bar in bars), min(bar[2] for bar in bars), bars[-1][3]])
+        for stamp, bars in parts.items()
+        if len(bars) == long_ms // short_ms
+    ]
+
+
+def _ohlc_range_of(interval: str) -> _OhlcRange:
+    if interval not in _OHLC_RANGES:
+        raise ValueError(f"interval is {interval!r}; CoinGecko has candles of {', '.join(_OHLC_RANGES)}")
+    return _OHLC_RANGES[interval]
+
+
+def _midnight_after(moment: datetime) -> datetime:
+    return from_ms(-(-to_ms(moment) // DAY_MS) * DAY_MS)
+
+
+def _clock_of_this_machine() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _check_key(plan: str, api_key: str | None) -> None:
@@ -395,18 +747,11 @@ def _daily(payload: Mapping[str, object], key: str) -> dict[int, float | None]:
     return {stamp: value for stamp, (value,) in _stamped(points, 2, key) if stamp % DAY_MS == 0}
 
 
-def _parse_ohlc(payload: object, coin_id: str, interval: str, length_ms: int, closed_ms: int) -> pa.Table:
+def _parse_candles(payload: object) -> list[tuple[int, list[float]]]:
     if not isinstance(payload, list):
         raise TypeError(f"a list of candles was expected, {_shown(payload)} came")
-    # Four-day candles have no common anchor, but they end at midnight.
-    grid_ms = min(length_ms, DAY_MS)
-    candles = {
-        stamp: prices
-        for stamp, prices in _stamped(payload, 5, "ohlc")
-        if stamp % grid_ms == 0 and stamp <= closed_ms
-    }
-    rows = []
-    for stamp, (open_, high, low, close) in sorted(candles.items()):
+    candles = []
+    for stamp, (open_, high, low, close) in _stamped(payload, 5, "ohlc"):
         if open_ is None or high is None or low is None or close is None:
             raise ValueError(f"the candle stamped {stamp} has a null price")
         if not 0 < low <= min(open_, close) or not high >= max(open_, close):
@@ -414,12 +759,19 @@ def _parse_ohlc(payload: object, coin_id: str, interval: str, length_ms: int, cl
                 f"0 < low <= open, close <= high must hold, but the candle stamped {stamp} is "
                 f"{[open_, high, low, close]}"
             )
-        rows.append([coin_id, interval, from_ms(stamp - length_ms), open_, high, low, close])
-    columns = zip(*rows, strict=True) if rows else ([] for _ in OHLC_SCHEMA)
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, OHLC_SCHEMA, strict=True)],
-        schema=OHLC_SCHEMA,
-    )
+        candles.append((stamp, [open_, high, low, close]))
+    return candles
+
+
+def _ohlc_table(coin_id: str, interval: str, rows: Sequence[tuple[int, list[float]]]) -> pa.Table:
+    columns = [
+        [coin_id] * len(rows),
+        [interval] * len(rows),
+        [from_ms(start) for start, _ in rows],
+        *([prices[i] for _, prices in rows] for i in range(4)),
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, OHLC_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=OHLC_SCHEMA)
 
 
 def _stamped(points: Iterable[object], width: int, what: str) -> Iterable[tuple[int, list[float | None]]]:

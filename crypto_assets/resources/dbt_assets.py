@@ -7,7 +7,7 @@ import it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dagster_dbt import DagsterDbtTranslator
 
 from crypto_assets.partitions import keys_of, lookback, window_of
 from crypto_assets.resources.dbt import interval_controls, listing_control, run_dbt, watermark_control
+from crypto_assets.resources.snapshots import universe_symbols
 from crypto_assets.resources.warehouse.io_manager import Publisher, WarehouseResource, report
 from crypto_assets.settings import Settings
 
@@ -65,7 +66,7 @@ class DbtResource(dg.ConfigurableResource):
             **interval_controls(
                 settings.venue, settings.base_interval, settings.rollup_intervals, settings.raster_interval
             ),
-            "listings": listing_control(lives_of(settings)),
+            "listings": listing_control(lives_of(settings, universe_symbols(warehouse, settings))),
             "days": watermark_control({day: known.get(day) for _, day, _ in keys_of("daily", *window)}),
         }
         rows = run_dbt(warehouse.lake, names, *window, controls)
@@ -85,12 +86,12 @@ class DbtResource(dg.ConfigurableResource):
             yield dg.AssetCheckResult(passed=True, asset_key=check.asset_key, check_name=check.name)
 
 
-def lives_of(settings: Settings) -> list[dict[str, Any]]:
-    """Lives of every symbol of the universe: as declared in the settings, else one without bounds.
+def lives_of(settings: Settings, symbols: Sequence[str]) -> list[dict[str, Any]]:
+    """Lives of the symbols of the universe: as declared in the settings, else one without bounds.
 
     A coin that the settings name holds for the whole life; else it is what ``raw/coins`` said at the time.
     """
-    declared = [listing.model_dump(exclude={"known_at"}) for listing in settings.listings]
+    declared = [listing.model_dump(exclude={"known_at", "renamed_to"}) for listing in settings.listings]
     several = {listing.symbol for listing in settings.listings}
     single = [
         {
@@ -100,7 +101,7 @@ def lives_of(settings: Settings) -> list[dict[str, Any]]:
             "valid_from": None,
             "valid_to": None,
         }
-        for symbol in settings.universe.markets
+        for symbol in symbols
         if symbol not in several
     ]
     return declared + single

@@ -1,36 +1,77 @@
 """From what is missing to partition pieces: the fewest requests, whole days as soon as they are complete.
 
-Here: range algebra over coverage, paging across days, rows in the contract of ``raw``. Not here: HTTP
-(``exchange``, ``coingecko``) and storage (``warehouse``). The assets of raw import it.
+Here: range algebra over coverage, paging across days, many series at once, rows in the contracts of ``raw``. Not here:
+HTTP (``exchange``, ``archive``), what tells only the present (``snapshots``), coins (``ingest_coins``) and storage
+(``warehouse``). The assets of raw import it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from crypto_assets.intervals import interval_delta
+from crypto_assets.intervals import floor_ms, from_ms, interval_delta, to_ms
 from crypto_assets.partitions import keys_of
-from crypto_assets.resources.coingecko import CoinGeckoClient
-from crypto_assets.resources.exchange import KLINE_SCHEMA, ExchangeClient, KlinePage
+from crypto_assets.resources.archive import ArchiveClient, kline_files
+from crypto_assets.resources.exchange import Exchange, SeriesPage
+from crypto_assets.resources.klines import KlineKind, KlinePage, described
+from crypto_assets.resources.snapshots import Collected
 from crypto_assets.resources.sources import SourceError
 from crypto_assets.resources.warehouse import SeriesCoverage
 from crypto_assets.resources.warehouse.lake import Piece, missing_in, union_of
-from crypto_assets.schemas import TABLES
+from crypto_assets.schemas import TABLES, Table, series_name
 
-#: CoinGecko finishes a UTC day 35 minutes after midnight and its caches expire 5 minutes later.
-PUBLICATION_LAG = timedelta(minutes=45)
-#: A point that is late by hours or a weekend still comes; for one that is missing longer nobody has to ask every night.
-LATE_FOR = timedelta(days=3)
-PAGE_ROWS = 1000
+#: Tag of a run that asks for everything again, stored or not.
+REREAD = "crypto_assets/reread"
 
 Range = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far a load has come, told after each stored day.
+
+    Attributes
+    ----------
+    asset, day
+        What was stored last.
+    n_series, n_done
+        Series that lacked something, and how many of them have all of it.
+    n_rows
+        Rows read so far.
+    missing, read
+        Series time that was missing at the start, and how much of it has been answered.
+    """
+
+    asset: str
+    day: str
+    n_series: int
+    n_done: int
+    n_rows: int
+    missing: timedelta
+    read: timedelta
+
+
+Listener = Callable[[Advance], None]
+
+
+def ignore_progress(advance: Advance) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One series of candles that is collected."""
+
+    collected: Collected
+    kind: KlineKind = "trade"
 
 
 def fewest_requests(holes: Sequence[Range], reach: timedelta) -> list[Range]:
@@ -58,33 +99,203 @@ def fewest_requests(holes: Sequence[Range], reach: timedelta) -> list[Range]:
     return joined
 
 
+def with_overlap(
+    asked: Range, covered: Sequence[Range], step: timedelta, reach: timedelta, n_bars: int
+) -> Range:
+    """Begin a range earlier, over bars that are stored already, as far as that costs no request.
+
+    Exchanges restate what is recent, so what is read again repairs what was stored.
+
+    Parameters
+    ----------
+    asked
+        What is missing.
+    covered
+        What is stored.
+    step, reach
+        Length of a bar, and what one full answer covers.
+    n_bars
+        Bars to read again at most.
+
+    Examples
+    --------
+    >>> hour = timedelta(hours=1)
+    >>> a, b, c = (datetime(2024, 1, 1, at) for at in (0, 10, 11))
+    >>> with_overlap((b, c), [(a, b)], hour, 5 * hour, 60) == (datetime(2024, 1, 1, 6), c)
+    True
+    """
+    start, end = asked
+    before = next((left for left, right in covered if left < start <= right), start)
+    spare = -(-(end - start) // reach) * reach - (end - start)
+    return max(before, start - min(n_bars * step, spare // step * step)), end
+
+
+class KlineSource:
+    """Where candles come from: the exchange's requests, its archive of files, or the cheaper of both.
+
+    Parameters
+    ----------
+    exchange
+        Asked page by page.
+    closed_before
+        The exchange's time of the tick.
+    archive
+        The archive; None: there is none, or it is not to be used.
+    archive_only
+        Whether nothing is requested that the archive lacks: it stays missing.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        closed_before: datetime,
+        archive: ArchiveClient | None = None,
+        *,
+        archive_only: bool = False,
+    ) -> None:
+        self.exchange = exchange
+        self.closed_before = closed_before
+        self._archive = archive
+        self._archive_only = archive_only
+
+    def pages(
+        self, wanted: Wanted, interval: str, start: datetime, end: datetime
+    ) -> Iterator[tuple[Range, KlinePage]]:
+        """Yield pages in order of time, each with the range that it proves; a file's page may hold more than was asked."""
+        for left, right, is_filed in self._stretches(wanted, interval, start, end):
+            if is_filed and self._archive is not None:
+                yield from self._filed(self._archive, wanted, interval, left, right)
+            elif not self._archive_only:
+                yield from self._requested(wanted, interval, left, right)
+
+    def _requested(
+        self, wanted: Wanted, interval: str, start: datetime, end: datetime
+    ) -> Iterator[tuple[Range, KlinePage]]:
+        at, market = start, wanted.collected.market
+        for page in self.exchange.klines(market, wanted.kind, interval, start, end, self.closed_before):
+            yield (page.covered_from or at, page.covered_until), page
+            at = page.covered_until
+
+    def _filed(
+        self, archive: ArchiveClient, wanted: Wanted, interval: str, start: datetime, end: datetime
+    ) -> Iterator[tuple[Range, KlinePage]]:
+        market, kind = wanted.collected.market, wanted.kind
+        for answer in archive.klines(market, kind, interval, start, end, self.closed_before):
+            if answer.page is not None:
+                span = (answer.start, min(answer.end, answer.page.covered_until))
+                yield (
+                    span,
+                    answer.page if self._archive_only else self._patched(wanted, interval, span, answer.page),
+                )
+            elif not self._archive_only:
+                yield from self._requested(wanted, interval, max(answer.start, start), min(answer.end, end))
+
+    def _patched(self, wanted: Wanted, interval: str, span: Range, page: KlinePage) -> KlinePage:
+        # Archives are known to lack rows that requests still give.
+        step = interval_delta(interval)
+        stamps = page.rows["ts"].to_pylist() if page.rows.num_rows * step < span[1] - span[0] else None
+        if stamps is None:
+            return page
+        holes = missing_in(_runs(stamps, step), *span)
+        reach = self.exchange.page_rows(wanted.collected.market.market_type) * step
+        found = [
+            more
+            for left, right in fewest_requests(holes, reach)
+            for _, more in self._requested(wanted, interval, left, right)
+        ]
+        rows = pa.concat_tables([page.rows, *(more.rows for more in found)])
+        # What a request spanned besides the holes is in the file already, and the file's rows come first.
+        _, firsts = np.unique(rows["ts"].to_numpy(), return_index=True)
+        odd = pa.concat_tables([page.set_aside, *(more.set_aside for more in found)])
+        return replace(page, rows=rows.take(pa.array(firsts)), set_aside=odd.sort_by("ts"))
+
+    def _stretches(
+        self, wanted: Wanted, interval: str, start: datetime, end: datetime
+    ) -> Iterator[tuple[datetime, datetime, bool]]:
+        """The parts of a range, and whether files are the cheaper way to them."""
+        if self._archive is None:
+            yield start, end, False
+            return
+        market = wanted.collected.market
+        page = self.exchange.page_rows(market.market_type) * interval_delta(interval)
+        parts: list[tuple[datetime, datetime, bool]] = []
+        for file in kline_files(market, wanted.kind, interval, start, end):
+            left, right = max(file.start, start), min(file.end, end)
+            # A file takes two requests, one of them for its checksum.
+            cheaper = right - left > 2 * page and file.due_at <= self.closed_before
+            is_filed = cheaper or self._archive_only
+            if parts and parts[-1][2] == is_filed:
+                parts[-1] = (parts[-1][0], right, is_filed)
+            else:
+                parts.append((left, right, is_filed))
+        yield from parts
+
+
+def _runs(stamps: Sequence[datetime], step: timedelta) -> Iterator[Range]:
+    start = last = None
+    for at in stamps:
+        if last is not None and at - last != step:
+            yield start or at, last + step
+            start = at
+        start, last = start or at, at
+    if start is not None and last is not None:
+        yield start, last + step
+
+
 @dataclass
 class _Series:
-    """One market's download: pages are read only as far as the day in hand needs them."""
+    """One series' download: pages are read only as far as the day in hand needs them."""
 
     name: str
-    symbol: str
-    pages: Iterator[tuple[datetime, KlinePage]]
-    next_start: datetime | None = None
+    wanted: Wanted
+    asked: list[Range]
+    pages: Iterator[tuple[Range, KlinePage]]
     rows: list[pa.Table] = field(default_factory=list)
-    off_grid: list[pa.Table] = field(default_factory=list)
+    set_aside: list[pa.Table] = field(default_factory=list)
     proved: list[Range] = field(default_factory=list)
+    n_rows: int = 0
+    read: timedelta = timedelta()
+    reached: datetime = datetime.min  # noqa: DTZ901 - naive UTC
+    done: bool = False
+    error: SourceError | None = None
 
-    def read_until(self, moment: datetime) -> None:
-        while self.next_start is not None and self.next_start < moment:
+    def read_until(self, moment: datetime, stop: threading.Event) -> None:
+        while not self.done and not stop.is_set() and self.reached < moment:
+            if self.next_start is None or self.next_start >= moment:
+                return
             try:
-                start, page = next(self.pages)
+                proved, page = next(self.pages)
             except StopIteration:
-                self.next_start = None
+                self.done = True
+                return
+            except SourceError as error:
+                self.done = True
+                if error.concerns_one_series and self.wanted.collected.gone_at is not None:
+                    # What the exchange no longer tells of a market that it has dropped is its own gap for good.
+                    left = [
+                        (max(start, self.reached), end) for start, end in self.asked if end > self.reached
+                    ]
+                    self.proved += left
+                    self.reached = max(end for _, end in left)
+                    return
+                self.error = error
+                if not error.concerns_one_series:
+                    stop.set()
                 return
             self.rows.append(page.rows)
-            self.off_grid.append(page.off_grid)
-            self.proved.append((start, page.covered_until))
-            self.next_start = page.covered_until
+            self.set_aside.append(page.set_aside)
+            self.proved.append(proved)
+            self.n_rows += page.rows.num_rows
+            self.read += max(timedelta(), proved[1] - proved[0])
+            self.reached = page.covered_until
 
-    def take(self, tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table:
+    @property
+    def next_start(self) -> datetime | None:
+        return next((max(left, self.reached) for left, right in self.asked if right > self.reached), None)
+
+    def take(self, tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table | None:
         if not tables:
-            return KLINE_SCHEMA.empty_table()
+            return None
         # Pages come in order of time, so a day is a slice.
         rows = pa.concat_tables(tables)
         left, right = np.searchsorted(rows["ts"].to_numpy(), np.array([start, end], "datetime64[us]"))
@@ -94,118 +305,297 @@ class _Series:
 
 
 def kline_pieces(
-    client: ExchangeClient,
-    markets: Mapping[str, str],
+    source: KlineSource,
+    wanted: Sequence[Wanted],
     covered: Mapping[str, Sequence[Range]],
     window: Range,
     *,
-    venue: str,
     interval: str,
     watermark: datetime,
+    overlap_bars: int = 0,
+    concurrency: int = 1,
+    listener: Listener = ignore_progress,
 ) -> Iterator[Piece]:
-    """Download what a window lacks and yield it day by day.
+    """Download the candles that a window lacks and yield them day by day.
 
     Parameters
     ----------
-    client
-        The exchange.
-    markets
-        Symbol -> the exchange's own name.
+    source
+        Where candles come from.
+    wanted
+        The series.
     covered
-        Series -> ranges already asked for and stored.
+        Name of a series -> ranges already asked for and stored.
     window
         Naive UTC days.
+    interval
+        Interval of the candles.
     watermark
         End of the last closed interval; nothing later is asked for.
+    overlap_bars
+        Stored bars before a hole that are read again where that costs no request.
+    concurrency
+        Series that are asked for at the same time, under the one budget.
+    listener
+        Told after each day.
 
     Yields
     ------
     Piece
-        One per day of the window, days without news included; rows, coverage and anomalies of all markets.
+        One per day of the window, days without news included; rows, coverage and anomalies of all series.
 
     Raises
     ------
     SourceError
-        After the piece of the day in hand was yielded with what had come: coverage then shows the hole.
+        After the piece of a day was yielded with what had come: coverage then shows the hole. What concerns one series
+        alone (an unknown market, a wrong answer) leaves the others to go on and is raised at the end; all else ends the
+        load with the day in hand.
     """
-    start, end = window[0], min(window[1], watermark)
+    exchange = source.exchange
     series = [
-        _open(client, symbol, native, covered, (start, end), venue, interval, watermark)
-        for symbol, native in sorted(markets.items())
+        _open(source, one, covered, (window[0], min(window[1], watermark)), interval, overlap_bars)
+        for one in wanted
     ]
-    failure: SourceError | None = None
-    for key, left, right in keys_of("daily", *window):
-        for one in series:
-            if failure is None:
-                try:
-                    one.read_until(min(right, end))
-                except SourceError as error:
-                    failure = error
-        yield _piece(series, key, (left, right), venue, interval, min(right, watermark))
-        if failure is not None:
-            raise failure
+    lacking = [one for one in series if one.asked]
+    missing = sum((right - left for one in lacking for left, right in one.asked), timedelta())
+    stop = threading.Event()
+    with ThreadPoolExecutor(max(1, min(concurrency, len(lacking)))) as pool:
+        for key, left, right in keys_of("daily", *window):
+            until = min(right, watermark)
+            try:
+                list(pool.map(lambda one, moment=until: one.read_until(moment, stop), lacking))
+            except BaseException:
+                # Threads that are still reading end with the page in hand.
+                stop.set()
+                raise
+            piece = _kline_piece(lacking, key, (left, right), exchange.venue, interval, until)
+            yield replace(piece, seen_at=source.closed_before)
+            listener(
+                Advance(
+                    "raw/klines",
+                    key,
+                    len(lacking),
+                    sum(one.next_start is None for one in lacking),
+                    sum(one.n_rows for one in lacking),
+                    missing,
+                    sum((one.read for one in lacking), timedelta()),
+                )
+            )
+            if stop.is_set():
+                break
+    raise_first(one.error for one in lacking)
+
+
+def raise_first(errors: Iterable[SourceError | None]) -> None:
+    """Raise the first error, if any, with what else went wrong as notes."""
+    found = [error for error in errors if error is not None]
+    if found:
+        for other in found[1:6]:
+            found[0].add_note(f"also: {other}")
+        if len(found) > 6:
+            found[0].add_note(f"and {len(found) - 6} more")
+        raise found[0]
 
 
 def _open(
-    client: ExchangeClient,
-    symbol: str,
-    native: str,
+    source: KlineSource,
+    wanted: Wanted,
     covered: Mapping[str, Sequence[Range]],
     window: Range,
-    venue: str,
     interval: str,
-    watermark: datetime,
+    overlap_bars: int,
 ) -> _Series:
-    name = f"{venue}|{symbol}|{interval}"
-    holes = missing_in(covered.get(name, ()), *window) if window[0] < window[1] else []
-    asked = fewest_requests(holes, PAGE_ROWS * interval_delta(interval))
+    market, gone_at = wanted.collected.market, wanted.collected.gone_at
+    start, end = window
+    if gone_at is not None:
+        end = min(end, from_ms(floor_ms(to_ms(gone_at), interval)))
+    name = series_name(source.exchange.venue, market.symbol, wanted.kind, interval)
+    known, step = union_of(covered.get(name, ())), interval_delta(interval)
+    reach = source.exchange.page_rows(market.market_type) * step
+    holes = missing_in(known, start, end) if start < end else []
+    asked = [with_overlap(hole, known, step, reach, overlap_bars) for hole in fewest_requests(holes, reach)]
 
-    def pages() -> Iterator[tuple[datetime, KlinePage]]:
+    def pages() -> Iterator[tuple[Range, KlinePage]]:
+        reached = start
         for left, right in asked:
-            at = left
-            for page in client.klines(native, interval, left, right, closed_before=watermark):
-                yield at, page
-                at = page.covered_until
+            # A file that answers one hole may answer the next one as well.
+            if max(left, reached) >= right:
+                continue
+            for proved, page in source.pages(wanted, interval, max(left, reached), right):
+                reached = max(reached, proved[1])
+                yield proved, page
 
-    return _Series(name, symbol, pages(), next_start=asked[0][0] if asked else None)
+    return _Series(name, wanted, asked, pages())
 
 
-def _piece(
-    series: list[_Series], key: str, day: Range, venue: str, interval: str, watermark: datetime
+def _kline_piece(
+    series: Sequence[_Series], key: str, day: Range, venue: str, interval: str, watermark: datetime
 ) -> Piece:
-    tables, anomalies, coverage = [], [], []
+    table = TABLES["raw/klines"]
+    tables, anomalies, coverage = [table.arrow_schema().empty_table()], [], []
     for one in series:
-        tables.append(_in_contract(one.take(one.rows, *day), venue, one.symbol, interval))
-        anomalies += _anomalies(one.take(one.off_grid, *day), venue, one.symbol, interval)
+        symbol, kind = one.wanted.collected.market.symbol, one.wanted.kind
+        constants = {"venue": venue, "symbol": symbol, "kind": kind, "interval": interval}
+        rows = one.take(one.rows, *day)
+        if rows is not None and rows.num_rows:
+            known_at = pc.add(rows["ts"], pa.scalar(interval_delta(interval), pa.duration("us")))
+            tables.append(in_contract(table, rows.append_column("known_at", known_at), constants))
+        odd = one.take(one.set_aside, *day)
+        if odd is not None:
+            anomalies += anomaly_rows(odd, table, venue, symbol, kind, interval)
         ranges = union_of((max(left, day[0]), min(right, day[1])) for left, right in one.proved)
         if ranges:
             coverage.append(SeriesCoverage(one.name, ranges))
         one.proved[:] = [(left, right) for left, right in one.proved if right > day[1]]
-    found = pa.Table.from_pylist(anomalies, schema=TABLES["quality/anomalies"].arrow_schema())
-    return Piece(key, pa.concat_tables(tables), tuple(coverage), watermark, found)
+    return Piece(key, pa.concat_tables(tables), tuple(coverage), watermark, anomaly_table(anomalies))
 
 
-def _in_contract(rows: pa.Table, venue: str, symbol: str, interval: str) -> pa.Table:
-    n = rows.num_rows
-    known_at = pc.add(rows["ts"], pa.scalar(interval_delta(interval), pa.duration("us")))
-    constants = {"venue": venue, "symbol": symbol, "kind": "trade", "interval": interval}
-    columns = {name: pa.repeat(pa.scalar(value, pa.string()), n) for name, value in constants.items()}
-    return pa.table({**columns, "known_at": known_at, **{name: rows[name] for name in rows.column_names}})
+def in_contract(table: Table, rows: pa.Table, constants: Mapping[str, str]) -> pa.Table:
+    """Rows with columns that are the same in each, in the order of a table's contract.
+
+    Raises
+    ------
+    KeyError
+        If a column of the contract is in neither.
+    """
+    n, schema = rows.num_rows, table.arrow_schema()
+    repeated = {name: pa.repeat(pa.scalar(value, pa.string()), n) for name, value in constants.items()}
+    columns = [repeated[name] if name in repeated else rows.column(name) for name in schema.names]
+    return pa.table(columns, names=schema.names).cast(schema)
 
 
-def _anomalies(rows: pa.Table, venue: str, symbol: str, interval: str) -> list[dict[str, object]]:
+def anomaly_rows(
+    odd: pa.Table, table: Table, venue: str, symbol: str, series_kind: str, interval: str
+) -> list[dict[str, object]]:
+    """Rows of quality/anomalies from rows of one series that were set aside, which carry their ``reason``."""
     return [
         {
-            "asset": "raw/klines",
-            "kind": "off_grid",
+            "asset": table.name,
+            "kind": row.pop("reason"),
             "venue": venue,
             "symbol": symbol,
+            "series_kind": series_kind,
             "interval": interval,
             "ts": row["ts"],
-            "detail": json.dumps(row, default=str, sort_keys=True),
+            "detail": described(row),
         }
-        for row in rows.to_pylist()
+        for row in odd.to_pylist()
     ]
+
+
+def anomaly_table(rows: Sequence[Mapping[str, object]]) -> pa.Table:
+    """Rows of quality/anomalies, typed."""
+    return pa.Table.from_pylist(
+        [dict(row) for row in rows], schema=TABLES["quality/anomalies"].arrow_schema()
+    )
+
+
+Fetch = Callable[[Collected, datetime, datetime], Iterator[SeriesPage]]
+
+
+def sample_pieces(
+    fetch: Fetch,
+    table: Table,
+    collected: Sequence[Collected],
+    covered: Mapping[str, Sequence[Range]],
+    window: Range,
+    *,
+    venue: str,
+    kind: str,
+    interval: str,
+    now: datetime,
+    lag: timedelta = timedelta(minutes=1),
+    concurrency: int = 1,
+    listener: Listener = ignore_progress,
+) -> Iterator[Piece]:
+    """Download what a window lacks of funding rates or open interest and yield it day by day.
+
+    Parameters
+    ----------
+    fetch
+        Asks for one contract and range.
+    table
+        raw/funding_rates or raw/open_interest.
+    collected
+        The contracts.
+    covered
+        Name of a series -> ranges already answered and stored.
+    window
+        Naive UTC days.
+    venue, kind, interval
+        Parts of the series' names.
+    now
+        The exchange's time.
+    lag
+        What is younger is not told yet and not asked for.
+    concurrency
+        Contracts asked for at the same time.
+    listener
+        Told after each day.
+
+    Yields
+    ------
+    Piece
+        One per day of the window, days without news included.
+
+    Raises
+    ------
+    SourceError
+        After all pieces were yielded with what had come.
+    """
+    stop = threading.Event()
+
+    def read(one: Collected) -> tuple[str, Collected, list[Range], list[SeriesPage], SourceError | None]:
+        name = series_name(venue, one.market.symbol, kind, interval)
+        end = min(window[1], now - lag, one.gone_at or now)
+        holes = missing_in(union_of(covered.get(name, ())), window[0], end) if window[0] < end else []
+        pages: list[SeriesPage] = []
+        if not holes or stop.is_set():
+            return name, one, [], pages, None
+        try:
+            # A request spans far more than a hole, so all holes of a contract are one question.
+            pages.extend(fetch(one, holes[0][0], holes[-1][1]))
+        except SourceError as error:
+            if not error.concerns_one_series:
+                stop.set()
+            return name, one, holes, pages, error
+        return name, one, holes, pages, None
+
+    with ThreadPoolExecutor(max(1, min(concurrency, len(collected)))) as pool:
+        found = list(pool.map(read, collected))
+    missing = sum((right - left for _, _, holes, _, _ in found for left, right in holes), timedelta())
+    lacking, n_rows = sum(bool(holes) for _, _, holes, _, _ in found), 0
+    for key, left, right in keys_of("daily", *window):
+        tables, anomalies, coverage = [table.arrow_schema().empty_table()], [], []
+        for name, one, _, pages, _ in found:
+            symbol = one.market.symbol
+            for page in pages:
+                rows = _of_day(page.rows, left, right)
+                if rows.num_rows:
+                    tables.append(
+                        in_contract(table, _with_known_at(rows), {"venue": venue, "symbol": symbol})
+                    )
+                odd = _of_day(page.set_aside, left, right)
+                anomalies += anomaly_rows(odd, table, venue, symbol, kind, interval)
+            ranges = union_of((max(p.covered_from, left), min(p.covered_until, right)) for p in pages)
+            if ranges:
+                coverage.append(SeriesCoverage(name, ranges))
+        rows = pa.concat_tables(tables)
+        n_rows += rows.num_rows
+        yield Piece(key, rows, tuple(coverage), min(right, now), anomaly_table(anomalies), now)
+        listener(Advance(table.name, key, lacking, lacking, n_rows, missing, missing))
+    raise_first(error for *_, error in found)
+
+
+def _with_known_at(rows: pa.Table) -> pa.Table:
+    told = rows["settled_at"] if "settled_at" in rows.column_names else rows["ts"]
+    # A settlement told a few milliseconds early is none that was known before its time.
+    return rows.append_column("known_at", pc.max_element_wise(told, rows["ts"]))
+
+
+def _of_day(rows: pa.Table, start: datetime, end: datetime) -> pa.Table:
+    left, right = np.searchsorted(rows["ts"].to_numpy(), np.array([start, end], "datetime64[us]"))
+    return rows.slice(left, right - left)
 
 
 def midnight_before(moment: datetime) -> datetime:
@@ -217,72 +607,3 @@ def midnight_before(moment: datetime) -> datetime:
     datetime.datetime(2024, 1, 2, 0, 0)
     """
     return moment.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def market_cap_pieces(
-    client: CoinGeckoClient,
-    coin_ids: Sequence[str],
-    covered: Mapping[str, Sequence[Range]],
-    window: Range,
-    *,
-    now: datetime,
-) -> Iterator[Piece]:
-    """Download the daily market caps that a window lacks and yield them day by day; one request per coin.
-
-    A point may be late, so days after the newest one that came stay uncovered until they ended ``LATE_FOR`` ago.
-
-    Parameters
-    ----------
-    client
-        The aggregator.
-    coin_ids
-        Its ids, see ``snapshots.coins_with_caps``.
-    covered
-        Series -> ranges already answered and stored.
-    window
-        Naive UTC days.
-    now
-        The source's time: only days whose publication lag has passed are asked for.
-
-    Yields
-    ------
-    Piece
-        One per day of the window, days without news included.
-
-    Raises
-    ------
-    SourceError
-        After the pieces with what had come before were yielded.
-    """
-    end = min(window[1], midnight_before(now - PUBLICATION_LAG))
-    settled = midnight_before(now - LATE_FOR)
-    series: dict[str, tuple[pa.Table, Range]] = {}
-    failure: SourceError | None = None
-    for coin_id in sorted(coin_ids):
-        holes = (
-            missing_in(covered.get(f"coingecko|{coin_id}|1d", ()), window[0], end) if window[0] < end else []
-        )
-        if not holes or failure is not None:
-            continue
-        asked = (holes[0][0], holes[-1][1])
-        try:
-            rows = client.market_caps(coin_id, *asked)
-        except SourceError as error:
-            failure = error
-            continue
-        until = max(settled, rows["ts"][-1].as_py() + timedelta(days=1)) if rows.num_rows else settled
-        series[coin_id] = (rows, (asked[0], min(asked[1], until)))
-    for key, left, right in keys_of("daily", *window):
-        tables, coverage = [TABLES["raw/market_caps"].arrow_schema().empty_table()], []
-        for coin_id, (rows, proved) in series.items():
-            ranges = union_of([(max(proved[0], left), min(proved[1], right))])
-            if not ranges:
-                continue
-            coverage.append(SeriesCoverage(f"coingecko|{coin_id}|1d", ranges))
-            day = rows.filter(pc.equal(rows["ts"], pa.scalar(left, pa.timestamp("us"))))
-            known_at = pc.add(day["ts"], pa.scalar(timedelta(days=1) + PUBLICATION_LAG, pa.duration("us")))
-            named = day.rename_columns({"volume_usd": "volume_24h_usd"}).append_column("known_at", known_at)
-            tables.append(named.select(tables[0].column_names).cast(tables[0].schema))
-        yield Piece(key, pa.concat_tables(tables), tuple(coverage), min(right + PUBLICATION_LAG, now))
-    if failure is not None:
-        raise failure

@@ -1,9 +1,9 @@
 """What every outside source shares: errors by what the caller must do, one rate budget, one way to call.
 
-Here: ``SourceError`` and its three kinds, ``RateBudget`` (shared by threads and processes through a file),
-the retry policy, and ``SourceCaller``, which sends a request under both and turns any outcome into an answer
-or a ``SourceError``. Not here: what an answer means (``exchange.py``, ``coingecko.py``). Imported by the
-clients of this package; everybody may catch the errors.
+Here: ``SourceError`` and its three kinds, ``RateBudget`` and ``CallAllowance`` (shared by threads and processes
+through files), the retry policy, and ``SourceCaller``, which sends a request under them and turns any outcome into an
+answer or a ``SourceError``. Not here: what an answer means (``exchange``, ``coingecko.py``). Imported by the clients of
+this package; everybody may catch the errors.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -30,13 +31,18 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-#: How a client reads a failure of its library: try later, change the configuration, or the body was not JSON.
-Failure = Literal["unavailable", "refused", "garbled"]
+#: How a client reads a failure of its library: try later, change the configuration, the source knows no such thing,
+#: or the body was not JSON.
+Failure = Literal["unavailable", "refused", "unknown", "garbled"]
 
 WINDOW_S = 60
-_EXCERPT_CHARS = 200
+#: Of a body that is no answer, so much is shown.
+EXCERPT_CHARS = 200
 _TOO_MANY_REQUESTS = 429
 _BANNED = 418
+#: How long a ban holds that names no end: Binance's shortest bans last two minutes.
+BAN_S = 120.0
+_ABOUT_THE_QUESTION = frozenset({400, 404})
 _RETRIED_4XX = frozenset({408, _TOO_MANY_REQUESTS})
 
 _ADVICE_BY_STATUS: Mapping[int, str] = {
@@ -101,6 +107,8 @@ class SourceError(Exception):
         super().__init__(asked, came, advice, retry_after_s)
         #: Whether sending the same request again at once may help; ``SourceCaller`` has then tried it.
         self.transient = False
+        #: Whether other questions to the same source may well be answered: a wrong answer, an unknown market.
+        self.concerns_one_series = isinstance(self, SourceDataInvalid)
         self.asked = asked
         self.came = came
         self.advice = advice
@@ -129,6 +137,7 @@ _OUTCOMES: Mapping[Failure, tuple[type[SourceError], str]] = {
         "try again later; if it lasts, check the network and the base address",
     ),
     "refused": (SourceRefused, "check the parameters and the base address in the settings"),
+    "unknown": (SourceRefused, "check the parameters and the base address in the settings"),
     # A proxy's page or a cut body often heals, unlike a wrong row, so it is retried before it is reported.
     "garbled": (
         SourceDataInvalid,
@@ -144,7 +153,7 @@ class RetryPolicy:
     Only ``SourceUnavailable`` and bodies that are not JSON are retried. The wait doubles from
     ``first_wait_s`` up to ``longest_wait_s`` with a random part of up to ``first_wait_s``; a ``Retry-After``
     of the source is waited out by the ``RateBudget``, so that the other threads and processes keep still as
-    well.
+    well, and so is the wait after a 429 without it.
 
     Parameters
     ----------
@@ -167,6 +176,10 @@ class RetryPolicy:
             raise ValueError(
                 f"attempts is {self.attempts}; it counts the first request too, so use 1 or more"
             )
+
+    def least_wait_s(self, attempt: int) -> float:
+        """Wait after a failed attempt (1 is the first), without its random part."""
+        return min(self.longest_wait_s, self.first_wait_s * 2 ** (attempt - 1))
 
     def retrying(self, longest_silence_s: float) -> tenacity.Retrying:
         """Build the tenacity object; silences longer than ``longest_silence_s`` are left to the caller."""
@@ -219,7 +232,9 @@ class _State:
     def pack(self) -> bytes:
         return _STATE.pack(_MAGIC, self.clock_s, self.held_until_s, self.banned_until_s, *self.slots)
 
-    def seconds_until_free(self, weight: int, limit: int) -> float:
+    def seconds_until_free(self, weight: int, limit: int, per_second: int | None) -> float:
+        if per_second is not None and self.slots[-1] and self.slots[-1] + weight > per_second:
+            return math.floor(self.clock_s) + 1 - self.clock_s
         excess = sum(self.slots) + weight - limit
         if excess <= 0:
             return 0.0
@@ -247,6 +262,8 @@ class RateBudget:
     per_minute
         Weight that may be spent in 60 seconds. Choose it below the source's limit: requests that were delayed
         on their way are counted by the source later than here.
+    per_second
+        Weight that may be spent in one second, ``None`` for all of it at once. A heavier request has one to itself.
     longest_silence_s
         A silence that lasts longer than this many seconds raises instead of being waited out.
     now, sleep
@@ -266,6 +283,7 @@ class RateBudget:
         name: str,
         per_minute: int,
         *,
+        per_second: int | None = None,
         longest_silence_s: float = 120.0,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -274,17 +292,23 @@ class RateBudget:
             raise ValueError(f"the rate budget {name!r} allows {per_minute} a minute; set it to 1 or more")
         self.name = name
         self.per_minute = per_minute
+        self.per_second = per_second
         self.longest_silence_s = longest_silence_s
         self._path = folder / f"{name}.budget"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise _unwritable(f"rate budget {self.name}", self._path, error) from error
         self._now = now
         self._sleep = sleep
 
-    def spend(self, request: Request) -> None:
+    def spend(self, request: Request) -> int:
         """Wait until the request fits into the budget and count it.
+
+        Returns
+        -------
+        int
+            Weight that counts against the budget now, this request's included.
 
         Raises
         ------
@@ -300,7 +324,10 @@ class RateBudget:
                 f"{request} weighs {request.weight}, more than the budget {self.name!r} allows in a minute "
                 f"({self.per_minute}); raise the budget"
             )
-        while (wait_s := self._try_spend(request)) > 0:
+        while True:
+            wait_s, used = self._try_spend(request)
+            if wait_s <= 0:
+                return used
             self._sleep(wait_s)
 
     def observe(self, used_weight: int) -> None:
@@ -326,7 +353,7 @@ class RateBudget:
         with self._state() as state:
             return sum(state.slots)
 
-    def _try_spend(self, request: Request) -> float:
+    def _try_spend(self, request: Request) -> tuple[float, int]:
         with self._state() as state:
             ban_s = state.banned_until_s - state.clock_s
             if ban_s > 0:
@@ -344,10 +371,12 @@ class RateBudget:
                     "try again after that time",
                     silence_s,
                 )
-            wait_s = max(silence_s, state.seconds_until_free(request.weight, self.per_minute))
+            wait_s = max(
+                silence_s, state.seconds_until_free(request.weight, self.per_minute, self.per_second)
+            )
             if wait_s <= 0:
                 state.slots[-1] += request.weight
-            return wait_s
+            return wait_s, sum(state.slots)
 
     @contextmanager
     def _state(self) -> Generator[_State]:
@@ -355,7 +384,7 @@ class RateBudget:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise _unwritable(f"rate budget {self.name}", self._path, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             # One byte more than the state, so that a longer, foreign file is not taken for ours.
@@ -369,12 +398,98 @@ class RateBudget:
         finally:
             os.close(descriptor)
 
-    def _unwritable(self, error: OSError) -> SourceRefused:
-        return SourceRefused(
-            f"rate budget {self.name}",
-            f"not spent, {self._path} cannot be written ({error.strerror})",
-            "check the folder's permissions and free space; it lies in warehouse.folder of platform.yaml",
+
+class CallAllowance:
+    """Calls that a plan allows in a calendar month (UTC), counted for every thread and process through small files.
+
+    Each month has a file of its own, one byte a call, so its size is the count: it is appended under an exclusive
+    ``flock``, a killed process leaves nothing half-written, and two clocks at a month's end do not disturb each other.
+    Every attempt counts, also a failed one.
+
+    Parameters
+    ----------
+    folder
+        Folder of the files, on a local disk; it is created.
+    name
+        Name of the allowance; users of the same name in the same folder share it.
+    per_month
+        Calls allowed in a calendar month.
+    clock
+        The source's time, naive UTC; it decides the month.
+
+    Raises
+    ------
+    ValueError
+        If ``per_month`` is not positive.
+    SourceRefused
+        If the folder cannot be written: without the shared count nothing may be asked.
+    """
+
+    def __init__(self, folder: Path, name: str, per_month: int, clock: Callable[[], datetime]) -> None:
+        if per_month < 1:
+            raise ValueError(f"the allowance {name!r} has {per_month} calls a month; set it to 1 or more")
+        self.name = name
+        self.per_month = per_month
+        self._folder = folder
+        self._clock = clock
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(f"call allowance {name}", folder, error) from error
+
+    def spend(self, request: Request) -> None:
+        """Count one call.
+
+        Raises
+        ------
+        SourceRefused
+            If the month's calls are used up, saying when the allowance renews; nothing is counted then.
+        """
+        now = self._clock()
+        with self._counted(now) as descriptor:
+            used = os.fstat(descriptor).st_size
+            if used < self.per_month:
+                os.write(descriptor, b".")
+                return
+        renewal = _next_month(now)
+        raise SourceRefused(
+            str(request),
+            f"not sent, the {self.per_month} calls of {now:%Y-%m} are used up; "
+            f"the allowance renews at {renewal:%Y-%m-%d %H:%M} UTC",
+            "wait until then, or raise the monthly calls in the settings if the plan allows more",
+            (renewal - now).total_seconds(),
         )
+
+    def used(self) -> int:
+        """Calls counted in the running month."""
+        with self._counted(self._clock()) as descriptor:
+            return os.fstat(descriptor).st_size
+
+    @contextmanager
+    def _counted(self, now: datetime) -> Generator[int]:
+        path = self._folder / f"{self.name}-{now:%Y-%m}.calls"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _unwritable(f"call allowance {self.name}", path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _next_month(moment: datetime) -> datetime:
+    first = moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (first + timedelta(days=32)).replace(day=1)
+
+
+def _unwritable(what: str, path: Path, error: OSError) -> SourceRefused:
+    return SourceRefused(
+        what,
+        f"not spent, {path} cannot be written ({error.strerror})",
+        "check the folder's permissions and free space; it lies in warehouse.folder of platform.yaml",
+    )
 
 
 class Wire(threading.local):
@@ -385,11 +500,20 @@ class Wire(threading.local):
 
     status: int | None = None
     headers: Mapping[str, str] = {}
-    excerpt: str = ""
+    body: bytes = b""
+
+    @property
+    def excerpt(self) -> str:
+        """Beginning of the body in one line."""
+        return " ".join(self.body[:EXCERPT_CHARS].decode("utf-8", errors="replace").split())
 
     def clear(self) -> None:
         """Forget the last response, before the next request is sent."""
-        self.status, self.headers, self.excerpt = None, {}, ""
+        self.status, self.headers, self.body = None, {}, b""
+
+    def arrived(self, status: int, headers: Mapping[str, str]) -> None:
+        """Record the head of a response of a client that is no ``requests.Session``; its body follows in ``body``."""
+        self.status, self.headers, self.body = status, headers, b""
 
     def watch(self, session: requests.Session) -> None:
         """Record every response of a session, and cut it off from redirects and from the environment.
@@ -402,9 +526,9 @@ class Wire(threading.local):
         session.trust_env = False
 
     def _record(self, response: requests.Response, **_: object) -> None:
-        self.status, self.headers, self.excerpt = response.status_code, response.headers, ""
-        body = response.content[:_EXCERPT_CHARS].decode("utf-8", errors="replace")
-        self.excerpt = " ".join(body.split())
+        self.arrived(response.status_code, response.headers)
+        # Reading may fail: then the head alone is known.
+        self.body = response.content[:EXCERPT_CHARS]
 
 
 class SourceCaller:
@@ -423,6 +547,8 @@ class SourceCaller:
         Response header with the source's own count of the running minute, read back into the budget.
     secrets
         Texts that are removed from every message.
+    allowance
+        Calls of the month; every attempt is counted before it is sent.
     """
 
     def __init__(
@@ -433,9 +559,11 @@ class SourceCaller:
         *,
         used_weight_header: str | None = None,
         secrets: tuple[str, ...] = (),
+        allowance: CallAllowance | None = None,
     ) -> None:
         self.wire = Wire()
         self._budget = budget
+        self._allowance = allowance
         self._retry = retry
         self._read_failure = read_failure
         self._used_weight_header = used_weight_header
@@ -472,7 +600,9 @@ class SourceCaller:
     def _attempt(
         self, request: Request, send: Callable[[], object], accept: Callable[[object], Answer], number: int
     ) -> Answer:
-        self._budget.spend(request)
+        used = self._budget.spend(request)
+        if self._allowance is not None:
+            self._allowance.spend(request)
         self.wire.clear()
         failure: SourceError | None = None
         payload: object = None
@@ -482,7 +612,7 @@ class SourceCaller:
             failure = self._failure(request, error, number)
             if failure is None:
                 raise
-        self._read_back()
+        self._read_back(used)
         if failure is not None:
             # Raised outside the except block: the library's exception may quote what must not be quoted.
             raise failure
@@ -505,18 +635,22 @@ class SourceCaller:
             return None
         status = self.wire.status
         if status is not None and status >= 400:
-            meaning = "unavailable" if status >= 500 or status in _RETRIED_4XX else "refused"
+            meaning = _meaning(status)
         came = self._redacted(self._came(error, meaning))
         if number > 1:
             came = f"attempt {number} of {self._retry.attempts}: {came}"
         silence_s = _retry_after_s(self.wire.headers)
         kind, advice = _OUTCOMES[meaning]
-        if meaning == "refused" and status == _BANNED and silence_s is not None:
-            self._budget.ban(silence_s)
-        if meaning == "unavailable" and silence_s is not None:
+        if status == _BANNED:
+            self._budget.ban(BAN_S if silence_s is None else silence_s)
+        elif silence_s is not None and meaning == "unavailable":
             self._budget.hold(silence_s)
+        elif status == _TOO_MANY_REQUESTS:
+            # Every user of the address is meant, not only the thread that was told so.
+            self._budget.hold(self._retry.least_wait_s(number))
         failure = kind(str(request), came, _ADVICE_BY_STATUS.get(status or 0, advice), silence_s)
-        failure.transient = meaning != "refused"
+        failure.transient = kind is not SourceRefused
+        failure.concerns_one_series |= meaning == "unknown"
         return failure
 
     def _came(self, error: Exception, meaning: Failure) -> str:
@@ -529,12 +663,12 @@ class SourceCaller:
             return f"HTTP {status} with an empty or unreadable body"
         return f"HTTP {status} without a whole body ({_innermost(error)})"
 
-    def _read_back(self) -> None:
+    def _read_back(self, known: int) -> None:
         if self._used_weight_header is None:
             return
-        used = self.wire.headers.get(self._used_weight_header, "")
-        if used.isdecimal():
-            self._budget.observe(int(used))
+        told = self.wire.headers.get(self._used_weight_header, "")
+        if told.isdecimal() and int(told) > known:
+            self._budget.observe(int(told))
 
     def _redacted(self, text: str) -> str:
         for secret in self._secrets:
@@ -542,10 +676,16 @@ class SourceCaller:
         return text
 
 
+def _meaning(status: int) -> Failure:
+    if status >= 500 or status in _RETRIED_4XX:
+        return "unavailable"
+    return "unknown" if status in _ABOUT_THE_QUESTION else "refused"
+
+
 def _innermost(error: BaseException) -> str:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return (str(error) or type(error).__name__)[:_EXCERPT_CHARS]
+    return (str(error) or type(error).__name__)[:EXCERPT_CHARS]
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -19,7 +19,7 @@ from crypto_assets.intervals import DAY_MS, INTERVAL_MS
 #: One unit of a stored decimal is 1e-8, the last digit that the exchange prints.
 UNITS = 10**8
 N_DECIMALS = 8
-#: A decimal or a trade count that is not known. All real ones are >= 0.
+#: A volume or a trade count that is not known. All real ones are >= 0.
 UNKNOWN = -1
 
 #: Rows of ``Bars.values`` and ``Bars.shown``.
@@ -131,8 +131,9 @@ class Bars:
     open_ms, close_ms
         Epoch milliseconds, int64 (n,). ``close_ms`` is the exchange's inclusive last millisecond.
     values
-        (8, n) non-negative integers in units of 1e-8, rows ``OPEN`` .. ``TAKER_QUOTE``; ``UNKNOWN`` = -1 for
-        what is not known. int64, or Python integers (dtype object) where a value needs more than 63 bits.
+        (8, n) integers in units of 1e-8, rows ``OPEN`` .. ``TAKER_QUOTE``. Volumes are not negative; ``UNKNOWN``
+        = -1 is a volume that is not known. Prices are always known and positive, except that a premium index
+        may be 0 or negative. int64, or Python integers (dtype object) where a value needs more than 63 bits.
     shown
         (8, n) uint8: how many decimals the source prints.
     n_trades
@@ -302,6 +303,18 @@ def step_of(units: np.ndarray) -> int:
     while common % (step * 10) == 0:
         step *= 10
     return step
+
+
+def decimals_of(step: int) -> int:
+    """Decimals that a tick or lot in units of 1e-8 needs.
+
+    Examples
+    --------
+    >>> decimals_of(10_000_000), decimals_of(10**8), decimals_of(1)
+    (1, 0, 8)
+    """
+    n_zeros = next(n for n in range(N_DECIMALS + 1) if n == N_DECIMALS or step % 10 ** (n + 1))
+    return N_DECIMALS - n_zeros
 
 
 def _known_sums(values: np.ndarray, firsts: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Binance spot answers, byte for byte in its shapes: bodies, statuses, error codes and request weights.
 
-Here: parameters in, ``Answer`` out, as a function of a world and a moment. Not here: what is public when
-(``world``), HTTP itself (``server``). Only ``server.py`` and tests import it.
+Here: parameters in, ``Answer`` out, as a function of a world and a moment, and what its futures share with it.
+Not here: futures (``usdm``), what is public when (``world``), HTTP itself (``server``). Only the simulation's
+answers, ``server.py`` and tests import it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from crypto_assets.simulation.bars import (
     EXCHANGE_INTERVALS,
     HIGH,
     LOW,
+    N_DECIMALS,
     OPEN,
     UNITS,
     VOLUME_BASE,
     VOLUME_QUOTE,
     Bars,
     length_ms,
+    no_bars,
 )
 from crypto_assets.simulation.render import decimal_text, klines_json
 from crypto_assets.simulation.world import Market, World
@@ -46,7 +49,10 @@ _ORDER_TYPES = [
 _SYMBOL = "^[A-Z0-9-_.]{1,20}$"
 _NUMBER = "^[0-9]{1,20}$"
 _SYMBOLS = r"^\[(\"[A-Z0-9-_.]{1,20}\"(,\"[A-Z0-9-_.]{1,20}\"){0,}){0,1}\]$"
-_ZERO = "0.00000000"
+_MINI_FIELDS = ("symbol", "openPrice", "highPrice", "lowPrice", "lastPrice", "volume", "quoteVolume")
+_MINI_FIELDS += ("openTime", "closeTime", "firstId", "lastId", "count")
+#: Nothing, as the exchange writes it.
+ZERO = "0.00000000"
 
 
 @dataclass(frozen=True)
@@ -59,31 +65,43 @@ class Answer:
     content_type: str = "application/json;charset=UTF-8"
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """A question that the exchange answers with status 400, an error code and a message."""
+
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code, self.message = code, message
 
 
+Handler = Callable[[World, Mapping[str, str], int], Answer]
+#: Path -> names of the parameters that it reads, and what answers it.
+Routes = Mapping[str, tuple[frozenset[str], Handler]]
+
+
 def binance_answer(world: World, path: str, params: Mapping[str, str], now_ms: int) -> Answer:
     """Answer GET ``path`` (``/api/v3/...``) with query ``params`` as the exchange does at ``now_ms``."""
-    route = _ROUTES.get(path)
+    return routed_answer(_ROUTES, world, path, params, now_ms)
+
+
+def routed_answer(routes: Routes, world: World, path: str, params: Mapping[str, str], now_ms: int) -> Answer:
+    """Answer by a table of routes; unknown paths, unread and empty parameters as the exchange does."""
+    route = routes.get(path)
     if route is None:
         return Answer(404, b"<html><body><h2>404 Not found</h2></body></html>", content_type="text/html")
     allowed, handler = route
     try:
         for name, value in params.items():
             if value == "":
-                raise _Refused(-1105, f"Parameter '{name}' was empty.")
+                raise Refused(-1105, f"Parameter '{name}' was empty.")
         read = [name for name in params if name in allowed]
         if len(read) < len(params):
-            raise _Refused(
+            raise Refused(
                 -1104,
                 f"Not all sent parameters were read; read '{len(read)}' parameter(s) "
                 f"but was sent '{len(params)}'.",
             )
         return handler(world, params, now_ms)
-    except _Refused as refused:
+    except Refused as refused:
         return Answer(400, error_body(refused.code, refused.message))
 
 
@@ -104,8 +122,8 @@ def _exchange_info(world: World, params: Mapping[str, str], now_ms: int) -> Answ
     chosen = _chosen_markets(world, params, now_ms)
     wanted = params.get("symbolStatus")
     if wanted not in (None, "TRADING", "HALT", "BREAK"):
-        raise _Refused(-1100, "Illegal characters found in parameter 'symbolStatus'.")
-    entries = [_market_entry(market, world.is_trading(market, now_ms)) for market in chosen]
+        raise Refused(-1100, "Illegal characters found in parameter 'symbolStatus'.")
+    entries = [_described(world, market, now_ms) for market in chosen]
     body = {
         "timezone": "UTC",
         "serverTime": now_ms,
@@ -127,12 +145,12 @@ def _exchange_info(world: World, params: Mapping[str, str], now_ms: int) -> Answ
 
 
 def _klines(world: World, params: Mapping[str, str], now_ms: int) -> Answer:
-    symbol = _text(params, "symbol", _SYMBOL)
-    interval = _text(params, "interval", None)
-    start_ms, end_ms = _number(params, "startTime"), _number(params, "endTime")
+    symbol = text_of(params, "symbol", _SYMBOL)
+    interval = text_of(params, "interval", None)
+    start_ms, end_ms = number_of(params, "startTime"), number_of(params, "endTime")
     limit = _limit(params, default=500, most=1000)
     if interval not in EXCHANGE_INTERVALS:
-        raise _Refused(-1120, "Invalid interval.")
+        raise Refused(-1120, "Invalid interval.")
     market = _listed(world, symbol, now_ms)
     bars = world.klines(market.symbol, interval, now_ms=now_ms, limit=limit, start_ms=start_ms, end_ms=end_ms)
     return Answer(200, klines_json(bars), weight=2)
@@ -141,7 +159,7 @@ def _klines(world: World, params: Mapping[str, str], now_ms: int) -> Answer:
 def _ticker_24hr(world: World, params: Mapping[str, str], now_ms: int) -> Answer:
     kind = params.get("type", "FULL")
     if kind not in ("FULL", "MINI"):
-        raise _Refused(-1100, "Illegal characters found in parameter 'type'; legal range is 'FULL|MINI'.")
+        raise Refused(-1100, "Illegal characters found in parameter 'type'; legal range is 'FULL|MINI'.")
     chosen = _chosen_markets(world, params, now_ms)
     tickers = [_ticker(world, market, now_ms, mini=kind == "MINI") for market in chosen]
     if "symbol" in params:
@@ -151,16 +169,15 @@ def _ticker_24hr(world: World, params: Mapping[str, str], now_ms: int) -> Answer
 
 
 def _depth(world: World, params: Mapping[str, str], now_ms: int) -> Answer:
-    symbol = _text(params, "symbol", _SYMBOL)
+    symbol = text_of(params, "symbol", _SYMBOL)
     limit = _limit(params, default=100, most=5000)
     bids, asks = order_book(world, _listed(world, symbol, now_ms), limit, now_ms)
-    body = {"lastUpdateId": now_ms * 10, "bids": _levels(bids), "asks": _levels(asks)}
+    body = {"lastUpdateId": now_ms * 10, "bids": levels_text(bids), "asks": levels_text(asks)}
     weight = next(cost for most, cost in ((100, 5), (500, 25), (1000, 50), (5000, 250)) if limit <= most)
     return Answer(200, orjson.dumps(body), weight=weight)
 
 
-_Handler = Callable[[World, Mapping[str, str], int], Answer]
-_ROUTES: dict[str, tuple[frozenset[str], _Handler]] = {
+_ROUTES: Routes = {
     "/api/v3/ping": (frozenset(), _ping),
     "/api/v3/time": (frozenset(), _time),
     "/api/v3/exchangeInfo": (
@@ -179,11 +196,11 @@ def order_book(world: World, market: Market, n_levels: int, now_ms: int) -> tupl
     Spacing is about half a basis point, sizes are shares of the volume of the last day. It is a function of
     market and second alone, and empty where the market does not trade.
     """
-    last = world.klines(market.symbol, _finest(world, market), now_ms=now_ms, limit=1)
+    last = newest_bar(world, market, now_ms)
     if not len(last) or not world.is_trading(market, now_ms):
         return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
     middle = int(last.values[CLOSE, 0]) // market.tick
-    day_volume = int(_last_day(world, market, now_ms).values[VOLUME_BASE].sum())
+    day_volume = int(last_day(world, market, now_ms).values[VOLUME_BASE].sum())
     rng = np.random.default_rng([crc32(market.symbol.encode()), now_ms // 1000])
     mean_gap = max(1.0, middle * 5e-5)
     mean_lots = max(1.0, day_volume / market.lot / 100_000)
@@ -196,62 +213,97 @@ def order_book(world: World, market: Market, n_levels: int, now_ms: int) -> tupl
     return book[0][prices[0] > 0], book[1]
 
 
-def _ticker(world: World, market: Market, now_ms: int, *, mini: bool) -> dict[str, object]:
-    bars = _last_day(world, market, now_ms)
-    times = {"openTime": now_ms - DAY_MS, "closeTime": now_ms}
-    if not len(bars):
-        # A pair without a trade in 24 h, as recorded: zeros, no trade ids.
-        prices = dict.fromkeys(
-            ("openPrice", "highPrice", "lowPrice", "lastPrice", "volume", "quoteVolume"), _ZERO
-        )
-        ids = {"firstId": -1, "lastId": -1, "count": 0}
-        if mini:
-            return {"symbol": market.exchange_symbol, **prices, **times, **ids}
-        rest = dict.fromkeys(("lastQty", "bidPrice", "bidQty", "askPrice", "askQty", "prevClosePrice"), _ZERO)
-        change = {"priceChange": _ZERO, "priceChangePercent": "0", "weightedAvgPrice": "0"}
-        return {"symbol": market.exchange_symbol, **change, **prices, **rest, **times, **ids}
+def newest_bar(world: World, market: Market, now_ms: int, end_ms: int | None = None) -> Bars:
+    """Newest bar of the finest stored interval that opens not later than ``end_ms``; none where there is none."""
+    stored = world.intervals(market.symbol)
+    if not stored:
+        return no_bars()
+    finest = min(stored, key=length_ms)
+    return world.klines(market.symbol, finest, now_ms=now_ms, limit=1, end_ms=end_ms)
+
+
+def last_day(world: World, market: Market, now_ms: int) -> Bars:
+    """Bars of the finest stored interval that opened in the last 24 hours."""
+    stored = world.intervals(market.symbol)
+    if not stored:
+        return no_bars()
+    finest = min(stored, key=length_ms)
+    return world.window(market.symbol, finest, now_ms - DAY_MS, now_ms + 1, now_ms)
+
+
+def day_statistics(market: Market, bars: Bars, now_ms: int) -> dict[str, object]:
+    """Ticker fields that pairs and contracts share, out of the bars of the last 24 hours (at least one)."""
     values = bars.values
     first, last = int(values[OPEN, 0]), int(values[CLOSE, -1])
     base, quote = _known_total(values[VOLUME_BASE]), _known_total(values[VOLUME_QUOTE])
     count = _known_total(bars.n_trades)
-    prices = {
-        "openPrice": decimal_text(first),
-        "highPrice": decimal_text(int(values[HIGH].max())),
-        "lowPrice": decimal_text(int(values[LOW].min())),
-        "lastPrice": decimal_text(last),
-        "volume": None if base is None else decimal_text(base),
-        "quoteVolume": None if quote is None else decimal_text(quote),
-    }
+    average = None if base is None or quote is None else decimal_text(quote * UNITS // base if base else 0)
     # Trade ids are invented: a counter that grows with time, wide enough for the trades of a day.
     last_id = now_ms * 10
-    ids = {"firstId": last_id - (count or 1) + 1, "lastId": last_id, "count": count}
-    if mini:
-        return {"symbol": market.exchange_symbol, **prices, **times, **ids}
-    finest = _finest(world, market)
-    before = world.klines(market.symbol, finest, now_ms=now_ms, limit=1, end_ms=now_ms - DAY_MS - 1)
-    bids, asks = order_book(world, market, 1, now_ms)
-    average = None if base is None or quote is None else decimal_text(quote * UNITS // base if base else 0)
     return {
         "symbol": market.exchange_symbol,
         "priceChange": decimal_text(last - first),
         "priceChangePercent": f"{(last - first) / first * 100:.3f}",
         "weightedAvgPrice": average,
-        "prevClosePrice": decimal_text(int(before.values[CLOSE, 0]) if len(before) else first),
+        "lastPrice": decimal_text(last),
         "lastQty": decimal_text(market.lot),
-        "bidPrice": decimal_text(int(bids[0, 0])) if len(bids) else _ZERO,
-        "bidQty": decimal_text(int(bids[0, 1])) if len(bids) else _ZERO,
-        "askPrice": decimal_text(int(asks[0, 0])) if len(asks) else _ZERO,
-        "askQty": decimal_text(int(asks[0, 1])) if len(asks) else _ZERO,
-        **prices,
-        **times,
-        **ids,
+        "openPrice": decimal_text(first),
+        "highPrice": decimal_text(int(values[HIGH].max())),
+        "lowPrice": decimal_text(int(values[LOW].min())),
+        "volume": None if base is None else decimal_text(base),
+        "quoteVolume": None if quote is None else decimal_text(quote),
+        "openTime": now_ms - DAY_MS,
+        "closeTime": now_ms,
+        "firstId": last_id - (count or 1) + 1,
+        "lastId": last_id,
+        "count": count,
     }
 
 
-def _market_entry(market: Market, trading: bool) -> dict[str, object]:
+def still_statistics(market: Market, now_ms: int) -> dict[str, object]:
+    """Ticker fields of a market without a trade in 24 hours, as recorded: zeros, no trade ids."""
+    zeros = ("lastPrice", "lastQty", "openPrice", "highPrice", "lowPrice", "volume", "quoteVolume")
     return {
         "symbol": market.exchange_symbol,
-        "status": "TRADING" if trading else "BREAK",
+        "priceChange": ZERO,
+        "priceChangePercent": "0",
+        "weightedAvgPrice": "0",
+        **dict.fromkeys(zeros, ZERO),
+        "openTime": now_ms - DAY_MS,
+        "closeTime": now_ms,
+        "firstId": -1,
+        "lastId": -1,
+        "count": 0,
+    }
+
+
+def _ticker(world: World, market: Market, now_ms: int, *, mini: bool) -> dict[str, object]:
+    bars = last_day(world, market, now_ms)
+    fields = day_statistics(market, bars, now_ms) if len(bars) else still_statistics(market, now_ms)
+    if mini:
+        return {name: fields[name] for name in _MINI_FIELDS}
+    before = newest_bar(world, market, now_ms, now_ms - DAY_MS - 1) if len(bars) else no_bars()
+    earlier = before.values[CLOSE, 0] if len(before) else bars.values[OPEN, 0] if len(bars) else 0
+    bids, asks = order_book(world, market, 1, now_ms)
+    return fields | {
+        "prevClosePrice": decimal_text(int(earlier)),
+        "bidPrice": decimal_text(int(bids[0, 0])) if len(bids) else ZERO,
+        "bidQty": decimal_text(int(bids[0, 1])) if len(bids) else ZERO,
+        "askPrice": decimal_text(int(asks[0, 0])) if len(asks) else ZERO,
+        "askQty": decimal_text(int(asks[0, 1])) if len(asks) else ZERO,
+    }
+
+
+def _described(world: World, market: Market, now_ms: int) -> dict[str, object]:
+    status = world.status(market, now_ms)
+    recorded = world.description(market, now_ms)
+    return _market_entry(market, status) if recorded is None else {**recorded, "status": status}
+
+
+def _market_entry(market: Market, status: str) -> dict[str, object]:
+    return {
+        "symbol": market.exchange_symbol,
+        "status": status,
         "baseAsset": market.base,
         "baseAssetPrecision": 8,
         "quoteAsset": market.quote,
@@ -285,9 +337,9 @@ def _market_entry(market: Market, trading: bool) -> dict[str, object]:
             {"filterType": "ICEBERG_PARTS", "limit": 10},
             {
                 "filterType": "MARKET_LOT_SIZE",
-                "minQty": _ZERO,
+                "minQty": ZERO,
                 "maxQty": decimal_text(market.lot * 10**7),
-                "stepSize": _ZERO,
+                "stepSize": ZERO,
             },
             {
                 "filterType": "PERCENT_PRICE_BY_SIDE",
@@ -315,54 +367,54 @@ def _market_entry(market: Market, trading: bool) -> dict[str, object]:
     }
 
 
-def _text(params: Mapping[str, str], name: str, legal: str | None) -> str:
+def text_of(params: Mapping[str, str], name: str, legal: str | None) -> str:
+    """Read a mandatory text that must fully match the pattern ``legal``, where there is one."""
     if name not in params:
-        raise _Refused(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
+        raise Refused(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
     if legal is not None and not re.fullmatch(legal, params[name]):
-        raise _Refused(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
+        raise Refused(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
     return params[name]
 
 
-def _number(params: Mapping[str, str], name: str) -> int | None:
-    return int(_text(params, name, _NUMBER)) if name in params else None
+def number_of(params: Mapping[str, str], name: str) -> int | None:
+    """Read an optional number that is not negative."""
+    return int(text_of(params, name, _NUMBER)) if name in params else None
 
 
 def _limit(params: Mapping[str, str], *, default: int, most: int) -> int:
-    limit = _number(params, "limit")
+    limit = number_of(params, "limit")
     if limit == 0:
-        raise _Refused(-1130, "Data sent for parameter 'limit' is not valid.")
+        raise Refused(-1130, "Data sent for parameter 'limit' is not valid.")
     return default if limit is None else min(limit, most)
 
 
 def _listed(world: World, symbol: str, now_ms: int) -> Market:
     market = world.market(symbol, now_ms)
     if market is None:
-        raise _Refused(-1121, "Invalid symbol.")
+        raise Refused(-1121, "Invalid symbol.")
     return market
 
 
 def _chosen_markets(world: World, params: Mapping[str, str], now_ms: int) -> list[Market]:
     listed = partial(_listed, world, now_ms=now_ms)
     if "symbol" in params and "symbols" in params:
-        raise _Refused(-1128, "Combination of optional parameters invalid.")
+        raise Refused(-1128, "Combination of optional parameters invalid.")
     if "symbol" in params:
-        return [listed(_text(params, "symbol", _SYMBOL))]
+        return [listed(text_of(params, "symbol", _SYMBOL))]
     if "symbols" in params:
-        return [listed(symbol) for symbol in orjson.loads(_text(params, "symbols", _SYMBOLS))]
+        return [listed(symbol) for symbol in orjson.loads(text_of(params, "symbols", _SYMBOLS))]
     return world.markets(now_ms)
-
-
-def _finest(world: World, market: Market) -> str:
-    return min(world.intervals(market.symbol), key=length_ms)
-
-
-def _last_day(world: World, market: Market, now_ms: int) -> Bars:
-    return world.window(market.symbol, _finest(world, market), now_ms - DAY_MS, now_ms + 1, now_ms)
 
 
 def _known_total(values: np.ndarray) -> int | None:
     return int(values.sum()) if (values >= 0).all() else None
 
 
-def _levels(levels: np.ndarray) -> list[list[str]]:
-    return [[decimal_text(price), decimal_text(quantity)] for price, quantity in levels.tolist()]
+def levels_text(
+    levels: np.ndarray, price_decimals: int = N_DECIMALS, size_decimals: int = N_DECIMALS
+) -> list[list[str]]:
+    """Price and size of each level as the exchange writes them."""
+    return [
+        [decimal_text(price, price_decimals), decimal_text(size, size_decimals)]
+        for price, size in levels.tolist()
+    ]

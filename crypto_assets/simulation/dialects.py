@@ -1,7 +1,7 @@
-"""Columns of recorded klines in their many dialects: names, times and decimals, made into ``Bars``.
+"""Columns of recorded klines, funding rates and open interest in their many dialects, made into records.
 
-Here: what a column means and how its values are read. Not here: files and containers (``recordings``). Only
-``recordings.py`` and tests import it.
+Here: what a column means, how its times and decimals are read. Not here: files and containers
+(``recordings``). Only ``recordings.py`` and tests import it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from crypto_assets.simulation.bars import (
     bar_end,
     grid_start,
 )
+from crypto_assets.simulation.world import Funding, OpenInterest
 
 # pyarrow makes its compute functions while it is imported, where a type checker cannot see them.
 pc: Any = pyarrow.compute
@@ -64,6 +65,14 @@ _NAMES: dict[str | int, tuple[str, ...]] = {
         "taker_quote_volume",
     ),
 }
+
+
+_SETTLED = ("calc_time", "fundingtime", "funding_time", "timestamp", "date")
+_RATE = ("last_funding_rate", "fundingrate", "funding_rate")
+_MARK = ("mark_price", "markprice")
+_SAMPLED = ("timestamp", "create_time")
+_OPEN_BASE = ("sum_open_interest", "sumopeninterest")
+_OPEN_QUOTE = ("sum_open_interest_value", "sumopeninterestvalue")
 
 
 def bars_of_columns(columns: Columns, interval: str, offset_ms: int = 0) -> Bars:
@@ -127,9 +136,53 @@ def bars_of_columns(columns: Columns, interval: str, offset_ms: int = 0) -> Bars
     )
 
 
+def funding_of_columns(columns: Columns, offset_ms: int = 0) -> Funding:
+    """Read settlements out of named columns, in the given order.
+
+    Times are read as those of klines. Rates have a sign and at most 8 decimals count; a missing or blank mark
+    price is unknown.
+
+    Raises
+    ------
+    ValueError
+        If times or rates are missing or cannot be read.
+    """
+    rates = _exact(_column(columns, _RATE))
+    if rates.null_count:
+        raise ValueError(f"{rates.null_count} rows lack a funding rate")
+    settled_ms = _times_ms(_column(columns, _SETTLED), offset_ms)
+    if (settled_ms == UNKNOWN).any():
+        raise ValueError(f"row {int(np.argmin(settled_ms))} has no settlement time")
+    mark = next((columns[name] for name in _MARK if name in columns), None)
+    unknown = np.full(len(settled_ms), UNKNOWN, np.int64)
+    return Funding(settled_ms, _whole(rates), unknown if mark is None else _decimals(mark)[0])
+
+
+def open_interest_of_columns(columns: Columns, offset_ms: int = 0) -> OpenInterest:
+    """Read samples of open interest out of named columns, in the given order; blanks are unknown.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing or a value cannot be read.
+    """
+    stamp_ms = _times_ms(_column(columns, _SAMPLED), offset_ms)
+    if (stamp_ms == UNKNOWN).any():
+        raise ValueError(f"row {int(np.argmin(stamp_ms))} has no time")
+    base, quote = (_decimals(_column(columns, names))[0] for names in (_OPEN_BASE, _OPEN_QUOTE))
+    return OpenInterest(stamp_ms, base, quote)
+
+
+def _column(columns: Columns, names: tuple[str, ...]) -> pa.Array:
+    found = next((columns[name] for name in names if name in columns), None)
+    if found is None:
+        raise ValueError(f"columns {', '.join(columns)} lack {names[0]}")
+    return found
+
+
 def _times_ms(column: pa.Array, offset_ms: int) -> np.ndarray:
     """Epoch ms of stamps in s, ms or us, ISO texts, timestamps; naive ones are ``offset_ms`` ahead of UTC."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if _is_text(column):
         column = _blank_to_null(column)
         first = column[0].as_py() or "" if len(column) else ""
         if re.fullmatch(r"\d+(\.0*)?", first):
@@ -150,14 +203,10 @@ def _times_ms(column: pa.Array, offset_ms: int) -> np.ndarray:
 
 def _decimals(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Units of 1e-8 (``UNKNOWN`` for null) and printed decimals of numbers or decimal texts."""
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    texts = _blank_to_null(column) if is_text else column.cast(pa.string())
-    try:
-        exact = texts.cast(pa.decimal128(38, N_DECIMALS))
-    except pa.ArrowInvalid:
-        wide = texts.cast(pa.decimal256(76, 30))
-        exact = pc.round(wide, N_DECIMALS, round_mode="half_to_even").cast(pa.decimal128(38, N_DECIMALS))
+    is_text = _is_text(column)
+    exact = _exact(column)
     if is_text:
+        texts = _blank_to_null(column)
         dot = pc.find_substring(texts, ".")
         decimals = pc.if_else(pc.less(dot, 0), 0, pc.subtract(pc.subtract(pc.utf8_length(texts), dot), 1))
         decimals = pc.if_else(pc.match_substring_regex(texts, "[eE]"), N_DECIMALS, decimals)
@@ -165,14 +214,34 @@ def _decimals(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
             np.uint8
         )
     else:
-        shown = np.full(len(texts), N_DECIMALS, np.uint8)
+        shown = np.full(len(column), N_DECIMALS, np.uint8)
     exact = pc.fill_null(exact, pa.scalar(-1, pa.int64()).cast(pa.decimal128(38, N_DECIMALS)))
+    values = _whole(exact)
+    return np.where(values < 0, UNKNOWN, values), shown
+
+
+def _exact(column: pa.Array) -> pa.Array:
+    """Decimals of texts or numbers, rounded half to even where they have more than 8 places; blanks are null."""
+    texts = _blank_to_null(column) if _is_text(column) else column.cast(pa.string())
+    try:
+        return texts.cast(pa.decimal128(38, N_DECIMALS))
+    except pa.ArrowInvalid:
+        wide = texts.cast(pa.decimal256(76, 30))
+        return pc.round(wide, N_DECIMALS, round_mode="half_to_even").cast(pa.decimal128(38, N_DECIMALS))
+
+
+def _whole(exact: pa.Array) -> np.ndarray:
+    """Units of 1e-8 of decimals without nulls, Python integers where one needs more than 63 bits."""
     limbs = np.frombuffer(exact.buffers()[1], np.int64).reshape(-1, 2)
     low, high = limbs[exact.offset : exact.offset + len(exact)].T
     if (high == low >> 63).all():
-        return np.where(low < 0, UNKNOWN, low), shown
+        return low.copy()
     whole = [(int(h) << 64) + (int(part) & (2**64 - 1)) for h, part in zip(high, low, strict=True)]
-    return np.array([UNKNOWN if value < 0 else value for value in whole], object), shown
+    return np.array(whole, object)
+
+
+def _is_text(column: pa.Array) -> bool:
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
 
 
 def _blank_to_null(texts: pa.Array) -> pa.Array:

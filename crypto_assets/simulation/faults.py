@@ -1,8 +1,8 @@
 """Ways in which an answer goes wrong, and the list of those that are due.
 
-Here: what a fault is and which request it meets. Not here: how it is put on the wire (``server``) and candles
-that are wrong in themselves (``world.Restatement``, recorded files). The server, the command line and tests
-import it.
+Here: what a fault is and which request it meets. Not here: how it is put on the wire (``server``, ``archive``),
+faults by chance and candles that are wrong in themselves (``hostile``, ``world.Restatement``). The simulation package,
+the command line and tests import it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ KINDS = {
     "reset": "the connection is reset before an answer",
     "hang": "no answer at all until the client or the server gives up",
     "slow": "the right answer, its second half some seconds late",
+    "wrong_checksum": "of an archive's checksum file: the digest of something else",
+    "truncated_zip": "of an archive's zip: its first half as if it were all",
+    "corrupt_member": "of an archive's zip: a flipped byte in its member; of the checksum file: the digest of that zip",
+}
+#: Kinds that only meet files of the archive: how the path of such a file ends.
+FILE_KINDS = {
+    "wrong_checksum": (".CHECKSUM",),
+    "truncated_zip": (".zip",),
+    "corrupt_member": (".zip", ".zip.CHECKSUM"),
 }
 
 
@@ -65,6 +74,10 @@ class Fault:
             raise ValueError(f"fault {dict(description)}: needs 'kind'; unknown fields: {sorted(unknown)}")
         return cls(**description)
 
+    def fits(self, path: str) -> bool:
+        """Tell whether a request of this path can fail in this way; one that cannot does not use the fault up."""
+        return path.endswith(FILE_KINDS.get(self.kind, ""))
+
 
 def status(code: int, retry_after: int | None = None) -> Fault:
     """Answer with an error status such as 429, 418, 451 or 500, and Retry-After where given (seconds)."""
@@ -91,7 +104,7 @@ class FaultPlan:
     def due(self, path: str) -> Fault | None:
         """Return the fault that meets this request, and count it."""
         for waiting in self._waiting:
-            if not path.startswith(waiting.path_prefix):
+            if not path.startswith(waiting.path_prefix) or not waiting.fault.fits(path):
                 continue
             if waiting.after:
                 waiting.after -= 1

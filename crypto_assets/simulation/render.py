@@ -1,12 +1,13 @@
-"""Klines as the exchange prints them: JSON out of integer columns, one format operation a row.
+"""Klines, settlements and samples as the exchange prints them: JSON out of integer columns, one format a row.
 
-Here: digits. Not here: which rows to print (``world``) and the other answers (``binance``), which are small
-enough for a JSON library. Only ``binance.py`` and tests import it.
+Here: digits. Not here: which rows to print (``world``) and the other answers (``binance``, ``usdm``), which are
+small enough for a JSON library. Only they and tests import it.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import orjson
 
 from crypto_assets.simulation.bars import (
     CLOSE,
@@ -21,6 +22,7 @@ from crypto_assets.simulation.bars import (
     VOLUME_QUOTE,
     Bars,
 )
+from crypto_assets.simulation.world import Funding, OpenInterest
 
 
 def decimal_text(units: int, shown: int = N_DECIMALS) -> str:
@@ -50,8 +52,60 @@ def klines_json(bars: Bars) -> bytes:
     fields += [_counts(bars.n_trades)]
     fields += [_decimals(bars.values[row], bars.shown[row]) for row in (TAKER_BASE, TAKER_QUOTE)]
     template = "[" + ",".join(pattern for pattern, _ in fields) + ',"0"]'
-    columns = [column for _, columns in fields for column in columns]
+    return _rows(template, [column for _, columns in fields for column in columns])
+
+
+def index_klines_json(bars: Bars) -> bytes:
+    """Write the JSON body of a mark price or premium index answer: prices with their sign, volumes "0".
+
+    The exchange puts the number of samples where trades are counted.
+    """
+    prices = [_signed(bars.values[row]) for row in (OPEN, HIGH, LOW, CLOSE)]
+    patterns = ",".join(pattern for pattern, _ in prices)
+    template = f'[%d,{patterns},"0",%d,"0",%s,"0","0","0"]'
+    return _rows(
+        template,
+        [
+            bars.open_ms.tolist(),
+            *(column for _, columns in prices for column in columns),
+            bars.close_ms.tolist(),
+            *_counts(bars.n_trades)[1],
+        ],
+    )
+
+
+def funding_json(exchange_symbol: str, funding: Funding) -> bytes:
+    """Write the JSON body of a funding rate answer; an unknown mark price is an empty text, as at the exchange."""
+    pattern, rates = _signed(funding.rate)
+    marks = [decimal_text(mark) if mark >= 0 else "" for mark in funding.mark_price.tolist()]
+    template = (
+        f'{{"symbol":{_text(exchange_symbol)},"fundingTime":%d,"fundingRate":{pattern},"markPrice":"%s"}}'
+    )
+    return _rows(template, [funding.settled_ms.tolist(), *rates, marks])
+
+
+def open_interest_json(exchange_symbol: str, samples: OpenInterest) -> bytes:
+    """Write the JSON body of an open interest history; unknown values are null."""
+    shown = np.full(len(samples), N_DECIMALS, np.uint8)
+    base, bases = _decimals(samples.base, shown)
+    quote, quotes = _decimals(samples.quote, shown)
+    template = f'{{"symbol":{_text(exchange_symbol)},"sumOpenInterest":{base},"sumOpenInterestValue":{quote}'
+    return _rows(template + ',"timestamp":%d}', [*bases, *quotes, samples.stamp_ms.tolist()])
+
+
+def _rows(template: str, columns: list[list]) -> bytes:
     return f"[{','.join([template % row for row in zip(*columns, strict=True)])}]".encode()
+
+
+def _text(value: str) -> str:
+    # A percent sign would be read as a format.
+    return orjson.dumps(value).decode().replace("%", "%%")
+
+
+def _signed(units: np.ndarray) -> tuple[str, list[list]]:
+    size = np.abs(units)
+    signs = ["-" if negative else "" for negative in (units < 0).tolist()]
+    return '"%s%d.%08d"', [signs, (size // UNITS).tolist(), (size % UNITS).tolist()]
 
 
 def _counts(numbers: np.ndarray) -> tuple[str, list[list]]:

@@ -1,9 +1,9 @@
 """A seeded market: correlated coins, regimes, fat tails, a listing, a delisting, an outage, a modest edge.
 
-Here: the way inside a day, bars and coin points. Not here: the days themselves (``synthetic_days``), the
-clock rule (``world``), aggregation (``bars``), HTTP. Tests, the demo and the command line import it. No file,
-no clock, no environment; all randomness is a function of (seed, day), so the past does not know how far the
-world reaches.
+Here: the way inside a day, bars and coin points, and which contracts show what when. Not here: the days
+themselves (``synthetic_days``), the numbers of contracts (``synthetic_contracts``), the clock rule (``world``),
+aggregation (``bars``), HTTP. Tests, the demo and the command line import it. No file, no clock, no environment;
+all randomness is a function of (seed, day or moment), so the past does not know how far the world reaches.
 """
 
 from __future__ import annotations
@@ -30,14 +30,26 @@ from crypto_assets.simulation.bars import (
     concatenate,
     to_units,
 )
-from crypto_assets.simulation.synthetic_days import COINS, DYING, Day, Days
+from crypto_assets.simulation.synthetic_contracts import (
+    MAX_JITTER_MS,
+    PENDING_MS,
+    Contract,
+    ContractMaker,
+    contracts_of,
+)
+from crypto_assets.simulation.synthetic_days import COINS, DYING, Day, Days, uniform
 from crypto_assets.simulation.world import (
     Coin,
     CoinCandles,
     CoinPoints,
+    Funding,
+    Kind,
     Market,
+    OpenInterest,
     World,
     merge_candles,
+    no_funding,
+    no_open_interest,
     visible_candles,
     visible_points,
 )
@@ -64,7 +76,7 @@ _WRAPPED = Coin("wrapped-bitcoin", "wbtc", "Wrapped Bitcoin")
 
 
 class SyntheticWorld(World):
-    """Twelve coins against USDT, plus a stablecoin and a wrapped coin that only the aggregator knows.
+    """Twelve coins against USDT, contracts on ten of them, a stablecoin and a wrapped coin of the aggregator.
 
     Parameters
     ----------
@@ -95,6 +107,11 @@ class SyntheticWorld(World):
     three-state regime and Student-t shocks; the way inside a day is a bridge to the day's end, so any day can
     be made alone. A bar's quote volume is its base volume times a whole tick between low and high. Market
     caps are price x a slowly growing supply. One coin's cap is 0 on four days.
+
+    Contracts are priced at spot x (1 + a mean-reverting premium); mark price, premium index and funding follow
+    from the same premium. Two settle every 4 and every hour, the rest every 8. One is listed after its pair,
+    one is settled and no longer named before its coin collapses, a dated one is delivered. The outage is one of
+    spot alone.
     """
 
     def __init__(
@@ -128,11 +145,21 @@ class SyntheticWorld(World):
             day_0 + story_days // 2 * DAY_MS + _OUTAGE_END_MS,
         )
         self._days = Days(seed, drift_frac, 2 * story_days // 3)
+        self._contracts = {
+            contract.symbol: contract for contract in contracts_of(day_0, self.listing_ms, story_days)
+        }
+        self._maker = ContractMaker(seed, self.first_day)
+        self._contract_day = lru_cache(maxsize=600)(self._make_contract_day)
         # A cached day of 1m bars takes 0.2 MB.
         self._day_bars = lru_cache(maxsize=1500)(self._make_day)
         self._factors = lru_cache(maxsize=32)(self._make_factors)
         self._hours = lru_cache(maxsize=4096)(self._make_turnover)
         self._markets = tuple(market for i in range(len(COINS)) if (market := self._market_of(i)))
+        self._contract_markets = tuple(
+            self._contract_market(contract)
+            for contract in self._contracts.values()
+            if contract.onboard_ms - PENDING_MS < end_ms
+        )
         self._position = {spec.coin_id: i for i, spec in enumerate(COINS)}
         self._by_symbol = {f"{spec.base}/USDT": i for i, spec in enumerate(COINS)}
 
@@ -140,16 +167,40 @@ class SyntheticWorld(World):
         """Return the pairs that ever trade between start and end."""
         return self._markets
 
-    def intervals(self, symbol: str) -> Sequence[str]:
-        """Return the base interval alone."""
-        return (self.base_interval,)
+    def all_contracts(self) -> Sequence[Market]:
+        """Return the contracts that are ever named between start and end."""
+        return self._contract_markets
+
+    def intervals(self, symbol: str, kind: Kind = "trade") -> Sequence[str]:
+        """Return the base interval alone, and none of a kind that the symbol lacks."""
+        return (self.base_interval,) if kind == "trade" or symbol in self._contracts else ()
+
+    def is_listed(self, market: Market, now_ms: int) -> bool:
+        """Tell whether the exchange names it; a contract is named before it trades and for a while after."""
+        if market.is_spot:
+            return super().is_listed(market, now_ms)
+        return self._contracts[market.symbol].status(now_ms) is not None
+
+    def status(self, market: Market, now_ms: int) -> str:
+        """Return the exchange's word; CLOSE of a contract that it does not name."""
+        if market.is_spot:
+            return super().status(market, now_ms)
+        return self._contracts[market.symbol].status(now_ms) or "CLOSE"
 
     def is_trading(self, market: Market, now_ms: int) -> bool:
         """Tell whether the delisting has not come yet; an outage is no delisting."""
+        if not market.is_spot:
+            return market.onboard_ms <= now_ms < market.delivery_ms
         return now_ms < self.delisting_ms or self._by_symbol[market.symbol] != DYING
 
-    def final_bars(self, symbol: str, interval: str, start_ms: int, end_ms: int) -> Bars:
+    def final_bars(
+        self, symbol: str, interval: str, start_ms: int, end_ms: int, kind: Kind = "trade"
+    ) -> Bars:
         """Return final base bars opening in [start_ms, end_ms), none in the outage or outside the listing."""
+        if symbol in self._contracts:
+            return self._contract_bars(self._contracts[symbol], start_ms, end_ms, kind)
+        if kind != "trade":
+            return concatenate([])
         coin = self._by_symbol[symbol]
         first, last = self._listed_span(coin)
         start_ms, end_ms = max(start_ms, first), min(end_ms, last)
@@ -166,6 +217,48 @@ class SyntheticWorld(World):
         )
         kept = (opens < halt_start) | (opens + self.step_ms > halt_end)
         return Bars(opens, close_ms, bars.values, bars.shown, bars.n_trades).take(kept)
+
+    def final_funding(self, symbol: str, start_ms: int, end_ms: int) -> Funding:
+        """Return settlements of a perpetual while it trades, with the mark price after the last base bar."""
+        contract = self._contracts.get(symbol)
+        if contract is None or contract.hours is None:
+            return no_funding()
+        step_ms = contract.hours * HOUR_MS
+        first, last = self._contract_span(contract)
+        # Told some milliseconds late: the schedule is looked at a little further back than was asked.
+        low = max(first + 1, start_ms - step_ms)
+        schedule = np.arange(-(-low // step_ms) * step_ms, min(last, end_ms) + 1, step_ms, dtype=np.int64)
+        settled = schedule + self._maker.jitter_ms(contract, schedule)
+        chosen = (settled >= start_ms) & (settled < end_ms)
+        schedule, settled = schedule[chosen], settled[chosen]
+        return Funding(
+            settled, self._maker.rates(contract, schedule, contract.hours), self._mark_at(contract, schedule)
+        )
+
+    def funding_hours(self, symbol: str, now_ms: int) -> int | None:
+        """Return 1, 4 or 8 of a perpetual until its end."""
+        contract = self._contracts.get(symbol)
+        return contract.hours if contract and now_ms < contract.delivery_ms else None
+
+    def running_rate(self, symbol: str, now_ms: int) -> int:
+        """Return the rate as it would be settled from the premium since the last settlement."""
+        contract = self._contracts.get(symbol)
+        if contract is None or contract.hours is None:
+            return 0
+        return self._maker.running_rate(contract, now_ms, contract.hours)
+
+    def final_open_interest(self, symbol: str, period: str, start_ms: int, end_ms: int) -> OpenInterest:
+        """Return samples on the period's grid while the contract trades, valued at the mark price."""
+        contract = self._contracts.get(symbol)
+        if contract is None:
+            return no_open_interest()
+        first, last = self._contract_span(contract)
+        step_ms = interval_ms(period)
+        low, high = max(start_ms, first + 1), min(end_ms, last + 1)
+        stamps = np.arange(-(-low // step_ms) * step_ms, high, step_ms, dtype=np.int64)
+        base = self._maker.open_base(contract, stamps)
+        quote = np.rint(base / UNITS * self._mark_at(contract, stamps)).astype(np.int64)
+        return OpenInterest(stamps, base, quote)
 
     def coins(self, now_ms: int) -> Sequence[Coin]:
         """Return coins that have a price at now, by id."""
@@ -228,6 +321,65 @@ class SyntheticWorld(World):
             last_ms=(last - 1) // self.step_ms * self.step_ms,
         )
 
+    def _contract_market(self, contract: Contract) -> Market:
+        spec, (first, last) = COINS[contract.coin], self._contract_span(contract)
+        first = -(-first // self.step_ms) * self.step_ms
+        return Market(
+            symbol=contract.symbol,
+            exchange_symbol=contract.exchange_symbol,
+            base=spec.base,
+            quote="USDT",
+            tick=contract.tick,
+            lot=contract.lot,
+            min_notional=contract.min_notional,
+            first_ms=first,
+            last_ms=(last - 1) // self.step_ms * self.step_ms,
+            market_type=contract.market_type,
+            settle="USDT",
+            contract_type=contract.contract_type,
+            onboard_ms=contract.onboard_ms,
+            delivery_ms=contract.delivery_ms,
+            announced_ms=contract.announced_ms,
+        )
+
+    def _contract_span(self, contract: Contract) -> tuple[int, int]:
+        return max(self.start_ms, contract.onboard_ms), min(self.end_ms, contract.delivery_ms)
+
+    def _settlements_within(
+        self, symbol: str, start_ms: int | None, last_ms: int, limit: int
+    ) -> tuple[int, int]:
+        contract = self._contracts.get(symbol)
+        if contract is None:
+            return super()._settlements_within(symbol, start_ms, last_ms, limit)
+        first, last = self._contract_span(contract)
+        last_ms = min(last + MAX_JITTER_MS, last_ms)
+        width = (limit + 1) * (contract.hours or 0) * HOUR_MS
+        if start_ms is None:
+            return last_ms - width, last_ms
+        start_ms = max(first, start_ms)
+        return start_ms, min(start_ms + width, last_ms)
+
+    def _contract_bars(self, contract: Contract, start_ms: int, end_ms: int, kind: Kind) -> Bars:
+        first, last = self._contract_span(contract)
+        start_ms, end_ms = max(start_ms, first), min(end_ms, last)
+        if start_ms >= end_ms:
+            return concatenate([])
+        days = range(start_ms // DAY_MS, (end_ms - 1) // DAY_MS + 1)
+        return concatenate([self._contract_day(contract, day, kind) for day in days]).between(
+            start_ms, end_ms
+        )
+
+    def _make_contract_day(self, contract: Contract, day: int, kind: Kind) -> Bars:
+        coin = contract.coin
+        before = _on_tick(self._state(day).level[coin], to_units(COINS[coin].tick))
+        return self._maker.day_bars(contract, kind, self._day_bars(coin, day), before, self.step_ms)
+
+    def _mark_at(self, contract: Contract, moments_ms: np.ndarray) -> np.ndarray:
+        # The price of spot is known at ends of base intervals.
+        ends = moments_ms // self.step_ms * self.step_ms
+        premium = self._maker.mark_premium(contract, moments_ms)
+        return np.rint(self._price_at(contract.coin, ends) * (1 + premium) * UNITS).astype(np.int64)
+
     def _listed_span(self, coin: int) -> tuple[int, int]:
         start = self._coin_start(coin)
         end = min(self.end_ms, self.delisting_ms) if coin == DYING else self.end_ms
@@ -244,13 +396,7 @@ class SyntheticWorld(World):
         return self.outage_ms[0] + 137 * coin, self.outage_ms[1]
 
     def _noise(self, coin_id: str, grid: np.ndarray, stream: int) -> np.ndarray:
-        # SplitMix64 of the stamp: uniform in [0, 1), the same for any range that is asked.
-        key = np.uint64((self.seed * 1_000_003 + stream * 7_919 + sum(coin_id.encode()) * 104_729) % 2**63)
-        with np.errstate(over="ignore"):
-            mixed = grid.astype(np.uint64) + key * np.uint64(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) / 2.0**53
+        return uniform(self.seed, coin_id, stream, grid)
 
     def _points(self, coin_id: str, grid: np.ndarray, stamps: np.ndarray) -> CoinPoints:
         """Price, cap and volume as of grid moments, which are ends of base intervals."""

@@ -1,7 +1,8 @@
 """The slow part of the synthetic market: its coins, and what one day after the other does to their prices.
 
-Here: coin characters, regimes, daily returns, volatility, turnover and the persistent drift. Not here: the
-way inside a day and everything that is served (``synthetic``). Only ``synthetic.py`` and tests import it.
+Here: coin characters, regimes, daily returns, volatility, turnover, the persistent drift, and numbers that any
+moment has without a history. Not here: the way inside a day (``synthetic``) and contracts
+(``synthetic_contracts``). Only these two and tests import it.
 """
 
 from __future__ import annotations
@@ -116,3 +117,16 @@ class Days:
         news = np.sqrt(1 - self._DRIFT_MEMORY**2) * rng.standard_normal(N_COINS)
         self._drift = self._DRIFT_MEMORY * self._drift + self._drift_frac * news
         return day
+
+
+def uniform(seed: int, name: str, stream: int, grid: np.ndarray) -> np.ndarray:
+    """Random numbers in [0, 1) of whole numbers such as moments (int64), the same whatever range is asked.
+
+    SplitMix64 of each number under a key of seed, name and stream.
+    """
+    key = np.uint64((seed * 1_000_003 + stream * 7_919 + sum(name.encode()) * 104_729) % 2**63)
+    with np.errstate(over="ignore"):
+        mixed = grid.astype(np.uint64) + key * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) / 2.0**53

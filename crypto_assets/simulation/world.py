@@ -8,12 +8,13 @@ simulation package, the command line and tests import it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
-from crypto_assets.intervals import DAY_MS, MINUTE_MS
+from crypto_assets.intervals import DAY_MS, HOUR_MS, MINUTE_MS
 from crypto_assets.simulation.bars import (
     CLOSE,
     HIGH,
@@ -23,6 +24,7 @@ from crypto_assets.simulation.bars import (
     OPEN,
     TAKER_BASE,
     TAKER_QUOTE,
+    UNITS,
     UNKNOWN,
     VOLUME_BASE,
     VOLUME_QUOTE,
@@ -42,13 +44,37 @@ from crypto_assets.simulation.bars import (
 DAILY_POINT_LAG_MS = 35 * MINUTE_MS
 
 
+#: What a candle shows: trades, or of a contract its mark price or premium index (a fraction).
+Kind = Literal["trade", "mark", "premium"]
+
+#: The exchange's delivery time of a contract without an end.
+NO_DELIVERY_MS = 4_133_404_800_000
+
+#: Periods in which open interest is sampled, finest first.
+OPEN_INTEREST_PERIODS = ("5m", "15m", "30m", "1h", "2h", "4h", "6h", "12h", "1d")
+
+
 @dataclass(frozen=True)
 class Market:
-    """A spot pair as the exchange lists it.
+    """A spot pair or a USD-M contract as the exchange lists it.
 
-    ``symbol`` is BASE/QUOTE, ``exchange_symbol`` what the exchange calls it. ``tick``, ``lot`` and
-    ``min_notional`` are in units of 1e-8. ``first_ms`` and ``last_ms`` are the open times of its first and
-    last bar in this world.
+    Attributes
+    ----------
+    symbol
+        As ccxt writes it: BASE/QUOTE, of a perpetual BASE/QUOTE:SETTLE, of a dated contract
+        BASE/QUOTE:SETTLE-YYMMDD.
+    exchange_symbol
+        What the exchange calls it; a pair and a contract may share it.
+    tick, lot, min_notional
+        In units of 1e-8.
+    first_ms, last_ms
+        Open times of its first and last bar in this world; ``last_ms`` is before ``first_ms`` where it has none.
+    market_type
+        spot, perpetual or delivery.
+    settle, contract_type
+        Of contracts: asset of settlement, and the exchange's word for the contract.
+    onboard_ms, delivery_ms, announced_ms
+        Of contracts: start and exclusive end of trading, and the moment from which the exchange tells the end.
     """
 
     symbol: str
@@ -60,6 +86,78 @@ class Market:
     min_notional: int
     first_ms: int
     last_ms: int
+    market_type: Literal["spot", "perpetual", "delivery"] = "spot"
+    settle: str | None = None
+    contract_type: str | None = None
+    onboard_ms: int = 0
+    delivery_ms: int = NO_DELIVERY_MS
+    announced_ms: int = 0
+
+    @property
+    def is_spot(self) -> bool:
+        """Whether it is a pair and no contract."""
+        return self.market_type == "spot"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Funding:
+    """Settlements of a perpetual contract, ascending.
+
+    Attributes
+    ----------
+    settled_ms
+        Settlement time as the exchange tells it, some milliseconds after the schedule; int64 (n,).
+    rate
+        Share of a position's value that long positions pay to short ones, units of 1e-8; int64 (n,).
+    mark_price
+        Units of 1e-8, ``UNKNOWN`` = -1 where it was not recorded; int64 (n,).
+    """
+
+    settled_ms: np.ndarray
+    rate: np.ndarray
+    mark_price: np.ndarray
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.settled_ms)
+
+    def take(self, index: slice | np.ndarray) -> Funding:
+        """Rows by slice, mask or positions."""
+        return Funding(self.settled_ms[index], self.rate[index], self.mark_price[index])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenInterest:
+    """Samples of the open contracts, ascending.
+
+    ``base`` and ``quote`` are in units of 1e-8: int64 (n,), or Python integers (dtype object) where a value
+    needs more than 63 bits; ``UNKNOWN`` = -1.
+    """
+
+    stamp_ms: np.ndarray
+    base: np.ndarray
+    quote: np.ndarray
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.stamp_ms)
+
+    def take(self, index: slice | np.ndarray) -> OpenInterest:
+        """Rows by slice, mask or positions."""
+        return OpenInterest(self.stamp_ms[index], self.base[index], self.quote[index])
+
+
+@dataclass(frozen=True)
+class Premium:
+    """A contract's prices at a moment (units of 1e-8) and its next settlement; None without funding.
+
+    ``rate`` is the funding rate as it would be settled from what is known at the moment, units of 1e-8.
+    """
+
+    mark_price: int
+    index_price: int
+    rate: int | None
+    next_settlement_ms: int | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +211,7 @@ class Restatement:
 
     ``interval`` None means the finest stored interval of the symbol; longer derived intervals follow by
     themselves. A value of None keeps the old one. A candle that did not exist before (a late one) needs open,
-    high, low, close and ``volume_base``; its other values are unknown unless given.
+    high, low, close and, of trades, ``volume_base``; its other values are unknown unless given.
     """
 
     symbol: str
@@ -129,6 +227,7 @@ class Restatement:
     taker_buy_base: str | None = None
     taker_buy_quote: str | None = None
     n_trades: int | None = None
+    kind: Kind = "trade"
 
     def changes(self) -> dict[int, int]:
         """Given values in units of 1e-8 by row of ``Bars.values``."""
@@ -148,9 +247,10 @@ class Restatement:
 class World(ABC):
     """A market with a past and a future, read only as it was public at ``now_ms``.
 
-    A subclass says what finally is (``all_markets``, ``intervals``, ``final_bars`` and the coin methods);
-    this class decides what of it is public. Every read takes ``now_ms`` and changes nothing, so equal
-    questions at equal moments have equal answers.
+    A subclass says what finally is (``all_markets``, ``intervals``, ``final_bars``, the coin methods and, where
+    it has contracts, ``all_contracts``, ``final_funding``, ``funding_hours`` and ``final_open_interest``); this
+    class decides what of it is public. Every read takes ``now_ms`` and changes nothing, so equal questions at
+    equal moments have equal answers.
     """
 
     def __init__(self) -> None:
@@ -161,12 +261,30 @@ class World(ABC):
         """Return every pair that ever trades in this world, in the exchange's order."""
 
     @abstractmethod
-    def intervals(self, symbol: str) -> Sequence[str]:
+    def intervals(self, symbol: str, kind: Kind = "trade") -> Sequence[str]:
         """Return the stored intervals of a symbol; every other one is derived."""
 
     @abstractmethod
-    def final_bars(self, symbol: str, interval: str, start_ms: int, end_ms: int) -> Bars:
+    def final_bars(
+        self, symbol: str, interval: str, start_ms: int, end_ms: int, kind: Kind = "trade"
+    ) -> Bars:
         """Return stored bars opening in [start_ms, end_ms) in their final state, whatever the clock says."""
+
+    def all_contracts(self) -> Sequence[Market]:
+        """Return every USD-M contract that is ever listed in this world, in the exchange's order."""
+        return ()
+
+    def final_funding(self, symbol: str, start_ms: int, end_ms: int) -> Funding:
+        """Return settlements told in [start_ms, end_ms), whatever the clock says."""
+        return no_funding()
+
+    def funding_hours(self, symbol: str, now_ms: int) -> int | None:
+        """Return the hours between two settlements at a moment; None: the contract has no funding."""
+        return None
+
+    def final_open_interest(self, symbol: str, period: str, start_ms: int, end_ms: int) -> OpenInterest:
+        """Return samples of a period stamped in [start_ms, end_ms), whatever the clock says."""
+        return no_open_interest()
 
     @abstractmethod
     def coins(self, now_ms: int) -> Sequence[Coin]:
@@ -190,43 +308,67 @@ class World(ABC):
         Raises
         ------
         ValueError
-            If one is of an unknown pair, is published before its candle has closed, names an interval that is
-            not stored, or adds a late candle without saying all that is needed.
+            If one is of an unknown market, is published before its candle has closed, names an interval that
+            is not stored, or adds a late candle without saying all that is needed.
         """
         for new in restatements:
-            if new.symbol not in {market.symbol for market in self.all_markets()}:
+            if new.symbol not in {market.symbol for market in (*self.all_markets(), *self.all_contracts())}:
                 raise ValueError(
-                    f"restatement of {new.symbol!r}: this world has no such pair; write BASE/QUOTE"
+                    f"restatement of {new.symbol!r}: this world has no such pair; write BASE/QUOTE, "
+                    "or BASE/QUOTE:SETTLE of a contract"
                 )
+            stored = self.intervals(new.symbol, new.kind)
             interval = self._restated_interval(new)
-            if interval not in self.intervals(new.symbol):
+            if interval not in stored:
                 raise ValueError(
-                    f"restatement of {new.symbol} {interval}: only stored intervals "
-                    f"({', '.join(self.intervals(new.symbol))}) can be restated, longer ones follow from them"
+                    f"restatement of {new.symbol} {new.kind} {interval}: only stored intervals "
+                    f"({', '.join(stored)}) can be restated, longer ones follow from them"
                 )
             if new.published_at_ms < int(bar_end(np.array([new.ts_ms]), interval)[0]):
                 raise ValueError(
                     f"restatement of {new.symbol} {interval} at {new.ts_ms}: published at "
                     f"{new.published_at_ms}, before the candle has closed; publish it later"
                 )
-            here = self._published(new.symbol, interval, new.ts_ms, new.ts_ms + 1, new.published_at_ms)
-            if not len(here) and not new.changes().keys() >= {OPEN, HIGH, LOW, CLOSE, VOLUME_BASE}:
+            here = self._published(
+                new.symbol, interval, new.ts_ms, new.ts_ms + 1, new.published_at_ms, new.kind
+            )
+            needed = {OPEN, HIGH, LOW, CLOSE} | ({VOLUME_BASE} if new.kind == "trade" else set())
+            if not len(here) and not new.changes().keys() >= needed:
                 raise ValueError(
                     f"restatement of {new.symbol} {interval} at {new.ts_ms}: there is no such candle, and "
-                    "a late one needs open, high, low, close and volume_base"
+                    "a late one needs open, high, low, close and, of trades, volume_base"
                 )
             self.restatements.append(new)
 
     def markets(self, now_ms: int) -> list[Market]:
-        """Pairs whose first bar is not later than now."""
-        return [market for market in self.all_markets() if market.first_ms <= now_ms]
+        """Pairs that the exchange names at now."""
+        return [market for market in self.all_markets() if self.is_listed(market, now_ms)]
 
     def market(self, exchange_symbol: str, now_ms: int) -> Market | None:
         """Return the listed pair with this exchange symbol, if there is one at now."""
-        listed = (
-            m for m in self.all_markets() if m.exchange_symbol == exchange_symbol and m.first_ms <= now_ms
-        )
-        return next(listed, None)
+        return self._listed(self.all_markets(), exchange_symbol, now_ms)
+
+    def contracts(self, now_ms: int) -> list[Market]:
+        """Contracts that the exchange names at now, whatever their status."""
+        return [contract for contract in self.all_contracts() if self.is_listed(contract, now_ms)]
+
+    def contract(self, exchange_symbol: str, now_ms: int) -> Market | None:
+        """Return the listed contract with this exchange symbol, if there is one at now."""
+        return self._listed(self.all_contracts(), exchange_symbol, now_ms)
+
+    def is_listed(self, market: Market, now_ms: int) -> bool:
+        """Whether the exchange names the market at now: its first bar is not later."""
+        return market.first_ms <= now_ms
+
+    def status(self, market: Market, now_ms: int) -> str:
+        """Return the exchange's word for the state of a listed market."""
+        if self.is_trading(market, now_ms):
+            return "TRADING"
+        return "BREAK" if market.is_spot else "SETTLING"
+
+    def description(self, market: Market, now_ms: int) -> Mapping[str, object] | None:
+        """Return the exchange's own entry of the market where it was recorded; its status may be out of date."""
+        return None
 
     def is_trading(self, market: Market, now_ms: int) -> bool:
         """Whether the newest public bar is at most 24 h old (its end, for bars that are longer)."""
@@ -246,13 +388,14 @@ class World(ABC):
         limit: int,
         start_ms: int | None = None,
         end_ms: int | None = None,
+        kind: Kind = "trade",
     ) -> Bars:
         """One page of bars as the exchange pages them.
 
         Parameters
         ----------
         symbol
-            BASE/QUOTE of a market of this world.
+            Symbol of a pair or contract of this world.
         interval
             One of the exchange's intervals: stored bars if it is stored, else derived from the finest stored
             interval that divides it, else nothing.
@@ -263,13 +406,15 @@ class World(ABC):
         start_ms, end_ms
             Inclusive bounds of the open time. With a start the first ``limit`` rows from it, without one the
             last.
+        kind
+            What the bars show; only contracts have other bars than of trades.
 
         Returns
         -------
         Bars
             Ascending; the last one may be open, and then is as it looked at ``now_ms``.
         """
-        market = next(m for m in self.all_markets() if m.symbol == symbol)
+        market = self._named(symbol)
         first = int(grid_start(np.array([market.first_ms]), interval)[0])
         low = first if start_ms is None else max(first, start_ms)
         high = min(now_ms, market.last_ms if end_ms is None else min(end_ms, market.last_ms)) + 1
@@ -278,12 +423,13 @@ class World(ABC):
         while missing > 0 and low < high:
             width = missing * length_ms(interval) * stride
             if start_ms is None:
-                bars = self.window(symbol, interval, max(low, high - width), high, now_ms)
+                bars = self.window(symbol, interval, max(low, high - width), high, now_ms, kind)
                 bars = bars.take(slice(max(0, len(bars) - missing), None))
                 parts.insert(0, bars)
                 high -= width
             else:
-                bars = self.window(symbol, interval, low, min(high, low + width), now_ms).take(slice(missing))
+                bars = self.window(symbol, interval, low, min(high, low + width), now_ms, kind)
+                bars = bars.take(slice(missing))
                 parts.append(bars)
                 low += width
             missing -= len(bars)
@@ -291,49 +437,153 @@ class World(ABC):
             stride = 1 if len(bars) else stride * 2
         return concatenate(parts)
 
-    def window(self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int) -> Bars:
+    def window(
+        self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int, kind: Kind = "trade"
+    ) -> Bars:
         """All public bars opening in [start_ms, end_ms), the open ones as they look at now."""
         end_ms = min(end_ms, now_ms + 1)
-        if interval in self.intervals(symbol):
-            return self._stored_at(symbol, interval, start_ms, end_ms, now_ms)
-        return self._derived_at(symbol, interval, start_ms, end_ms, now_ms)
+        if interval in self.intervals(symbol, kind):
+            return self._stored_at(symbol, interval, start_ms, end_ms, now_ms, kind)
+        return self._derived_at(symbol, interval, start_ms, end_ms, now_ms, kind)
 
-    def _stored_at(self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int) -> Bars:
-        bars = self._published(symbol, interval, start_ms, end_ms, now_ms)
+    def funding(
+        self,
+        symbol: str,
+        *,
+        now_ms: int,
+        limit: int,
+        start_ms: int | None = None,
+        end_ms: int | None = None,
+    ) -> Funding:
+        """One page of settlements that have happened at now.
+
+        Bounds of the settlement time are inclusive: with a start the first ``limit`` rows from it, without
+        one the last; ascending.
+        """
+        last_ms = now_ms if end_ms is None else min(now_ms, end_ms)
+        first_ms, last_ms = self._settlements_within(symbol, start_ms, last_ms, limit)
+        rows = self.final_funding(symbol, first_ms, last_ms + 1)
+        return rows.take(slice(-limit, None) if start_ms is None else slice(limit))
+
+    def open_interest(
+        self,
+        symbol: str,
+        period: str,
+        *,
+        now_ms: int,
+        limit: int,
+        start_ms: int | None = None,
+        end_ms: int | None = None,
+    ) -> OpenInterest:
+        """One page of samples that are public at now: the last ``limit`` of [start_ms, end_ms], ascending.
+
+        As at the exchange a page is always counted from its end: a start alone cuts it off, it does not
+        begin it.
+        """
+        last_ms = now_ms if end_ms is None else min(now_ms, end_ms)
+        first_ms = last_ms - limit * length_ms(period) if start_ms is None else start_ms
+        return self.final_open_interest(symbol, period, first_ms, last_ms + 1).take(slice(-limit, None))
+
+    def open_interest_now(self, symbol: str, now_ms: int) -> OpenInterest:
+        """Newest public sample of any period, one row or none."""
+        newest = [
+            sample
+            for period in OPEN_INTEREST_PERIODS
+            if len(sample := self.open_interest(symbol, period, now_ms=now_ms, limit=1))
+        ]
+        return max(newest, key=lambda sample: int(sample.stamp_ms[0]), default=no_open_interest())
+
+    def premium(self, symbol: str, now_ms: int) -> Premium | None:
+        """Return a contract's mark and index price and running funding rate; None before it has a price.
+
+        The mark price is the newest mark close, or the newest trade where no mark price is known; the index
+        follows from it and the newest premium. The running rate is that of the last settlement where a world
+        knows no better.
+        """
+        closes = {
+            kind: int(bars.values[CLOSE, 0])
+            for kind in ("mark", "premium", "trade")
+            if (stored := self.intervals(symbol, kind))
+            and len(
+                bars := self.klines(symbol, min(stored, key=length_ms), now_ms=now_ms, limit=1, kind=kind)
+            )
+        }
+        mark = closes.get("mark", closes.get("trade"))
+        if mark is None:
+            return None
+        index = round(mark / (1 + closes.get("premium", 0) / UNITS))
+        hours = self.funding_hours(symbol, now_ms)
+        if hours is None:
+            return Premium(mark, index, None, None)
+        return Premium(
+            mark,
+            index,
+            self.running_rate(symbol, now_ms),
+            (now_ms // (hours * HOUR_MS) + 1) * hours * HOUR_MS,
+        )
+
+    def running_rate(self, symbol: str, now_ms: int) -> int:
+        """Funding rate (units of 1e-8) as known at now: that of the last settlement, 0 before the first."""
+        last = self.funding(symbol, now_ms=now_ms, limit=1)
+        return int(last.rate[0]) if len(last) else 0
+
+    def _settlements_within(
+        self, symbol: str, start_ms: int | None, last_ms: int, limit: int
+    ) -> tuple[int, int]:
+        # A world that makes its rows narrows the bounds to those that the page can hold.
+        return 0 if start_ms is None else start_ms, last_ms
+
+    def _named(self, symbol: str) -> Market:
+        return next(m for m in (*self.all_markets(), *self.all_contracts()) if m.symbol == symbol)
+
+    def _listed(self, markets: Sequence[Market], exchange_symbol: str, now_ms: int) -> Market | None:
+        named = (m for m in markets if m.exchange_symbol == exchange_symbol and self.is_listed(m, now_ms))
+        return next(named, None)
+
+    def _stored_at(
+        self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int, kind: Kind
+    ) -> Bars:
+        bars = self._published(symbol, interval, start_ms, end_ms, now_ms, kind)
         # Ends ascend with opens, so the bars that are still open are the last ones.
         n_closed = int(np.searchsorted(bar_end(bars.open_ms, interval), now_ms, side="right"))
         parts = [bars.take(slice(n_closed))]
         for i in range(n_closed, len(bars)):
             start = int(bars.open_ms[i])
-            finer = self._derived_at(symbol, interval, start, start + 1, now_ms)
+            finer = self._derived_at(symbol, interval, start, start + 1, now_ms, kind)
             # Finer bars that begin in the middle of this one are no picture of it.
             if len(finer) and finer.values[OPEN, 0] == bars.values[OPEN, i]:
                 parts.append(finer)
             else:
-                market = next(m for m in self.all_markets() if m.symbol == symbol)
-                parts.append(open_bar(bars.take(slice(i, i + 1)), interval, now_ms, market.tick, market.lot))
+                market = self._named(symbol)
+                tick, lot = (market.tick, market.lot) if kind == "trade" else (1, 1)
+                parts.append(open_bar(bars.take(slice(i, i + 1)), interval, now_ms, tick, lot))
         return concatenate(parts)
 
-    def _derived_at(self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int) -> Bars:
-        base = finest_divisor(self.intervals(symbol), interval)
+    def _derived_at(
+        self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int, kind: Kind
+    ) -> Bars:
+        base = finest_divisor(self.intervals(symbol, kind), interval)
         if base is None or start_ms >= end_ms:
             return no_bars()
         bounds = np.array([start_ms - 1, end_ms - 1])
         low, high = (int(edge) for edge in bar_end(grid_start(bounds, interval), interval))
         length = length_ms(base)
         derived = aggregate(
-            self.window(symbol, base, low - length + 1, high - length + 1, now_ms), base, interval
+            self.window(symbol, base, low - length + 1, high - length + 1, now_ms, kind), base, interval
         )
         derived = derived.between(start_ms, end_ms)
         ends = bar_end(derived.open_ms, interval)
         return replace(derived, close_ms=np.where(ends > now_ms, ends - 1, derived.close_ms))
 
-    def _published(self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int) -> Bars:
-        bars = self.final_bars(symbol, interval, start_ms, end_ms)
+    def _published(
+        self, symbol: str, interval: str, start_ms: int, end_ms: int, now_ms: int, kind: Kind
+    ) -> Bars:
+        bars = self.final_bars(symbol, interval, start_ms, end_ms, kind)
         due = [
             r
             for r in self.restatements
-            if r.symbol == symbol and start_ms <= r.ts_ms < end_ms and r.published_at_ms <= now_ms
+            if r.symbol == symbol and r.kind == kind
+            if start_ms <= r.ts_ms < end_ms and r.published_at_ms <= now_ms
             if self._restated_interval(r) == interval
         ]
         for restatement in sorted(due, key=lambda r: r.published_at_ms):
@@ -341,7 +591,8 @@ class World(ABC):
         return bars
 
     def _restated_interval(self, restatement: Restatement) -> str:
-        return restatement.interval or min(self.intervals(restatement.symbol), key=length_ms)
+        stored = self.intervals(restatement.symbol, restatement.kind)
+        return restatement.interval or min(stored, key=length_ms, default="")
 
 
 def visible_points(points: CoinPoints, start_ms: int, end_ms: int, now_ms: int) -> CoinPoints:
@@ -377,6 +628,16 @@ def merge_candles(candles: CoinCandles, length: int) -> CoinCandles:
         ),
     )
     return merged.take(candles.stamp_ms[lasts] == merged.stamp_ms)
+
+
+def no_funding() -> Funding:
+    """Zero settlements."""
+    return Funding(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def no_open_interest() -> OpenInterest:
+    """Zero samples."""
+    return OpenInterest(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def no_candles() -> CoinCandles:

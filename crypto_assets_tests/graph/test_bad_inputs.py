@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from crypto_assets import runs
-from crypto_assets.resources import coingecko, exchange
+from crypto_assets.resources import coingecko
+from crypto_assets.resources.exchange import binance
 from crypto_assets.resources.sources import RetryPolicy
 from crypto_assets.resources.warehouse.catalog import CATALOGUE
 from crypto_assets.schemas import table_of
@@ -26,13 +27,13 @@ KLINES = table_of("raw/klines")
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (exchange, coingecko):
+    for module in (binance, coingecko):
         monkeypatch.setattr(module, "RetryPolicy", partial(RetryPolicy, sleep=lambda seconds: None))
 
 
 def whole_day() -> runs.Step:
     """All daily tables of the first stages in one run."""
-    (wave,) = waves(QUICK)
+    (wave,) = waves(QUICK, clocks=["daily"])
     return wave
 
 
@@ -101,9 +102,10 @@ def test_a_first_load_that_breaks_off_keeps_what_came_and_is_completed_by_the_ne
         outcome = platform.attempt(whole_day(), QUICK_FROM.isoformat(), DAY)
         assert not outcome.success
         assert outcome.error is not None
-        assert "symbol=BTCUSDT" in outcome.error
+        assert "binance GET /api/v3/klines?symbol=" in outcome.error
         came = platform.rows("raw/klines")
-        assert set(came["symbol"]) == {"ADA/USDT", "ARB/USDT", "BNB/USDT"}
+        # Which three came first is up to the threads.
+        assert came["symbol"].nunique() == 3
         covered = platform.lake.provenance(KLINES, QUICK_FROM.isoformat())
         assert covered is not None
         assert {item.series.split("|")[1] for item in covered.coverage} == set(came["symbol"])

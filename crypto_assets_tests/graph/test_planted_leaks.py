@@ -19,7 +19,7 @@ import pytest
 from crypto_assets.quant import features, weights
 from crypto_assets.quant.invariants import WHOLE_ROW, Difference
 from crypto_assets.resources.coingecko import CoinGeckoClient
-from crypto_assets.resources.exchange import ExchangeClient
+from crypto_assets.resources.exchange import BinanceClient
 from crypto_assets.schemas import table_of
 from crypto_assets_tests.graph.conftest import MONDAY, NOW, QUICK_CUT, QUICK_NOW, Built
 from crypto_assets_tests.graph.harness import leaks
@@ -113,10 +113,8 @@ def test_a_scaler_fitted_on_the_full_sample_is_found(
 
 
 def test_an_unclosed_bar_is_found(make_again: MakeAgain, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = ExchangeClient.last_closed
-    monkeypatch.setattr(
-        ExchangeClient, "last_closed", lambda self, interval: honest(self, interval) + timedelta(hours=1)
-    )
+    honest = BinanceClient.server_time
+    monkeypatch.setattr(BinanceClient, "server_time", lambda self: honest(self) + timedelta(hours=1))
     found = {difference.column: difference for difference in make_again("raw/klines")}
     assert {difference.table for difference in found.values()} == {"raw/klines"}
     unclosed = ("binance", "ADA/USDT", "trade", "1h", LAST_BAR + timedelta(hours=1))
@@ -131,8 +129,8 @@ def test_a_market_cap_that_is_dated_a_day_early_is_found(
 ) -> None:
     honest = CoinGeckoClient.market_caps
 
-    def dated_early(self: CoinGeckoClient, coin_id: str, start: datetime, end: datetime) -> pa.Table:
-        rows = honest(self, coin_id, start, end)
+    def dated_early(self: CoinGeckoClient, coin_id: str, *asked: datetime, **given: datetime) -> pa.Table:
+        rows = honest(self, coin_id, *asked, **given)
         early = [ts - timedelta(days=1) for ts in rows["ts"].to_pylist()]
         return rows.set_column(rows.column_names.index("ts"), "ts", pa.array(early, rows["ts"].type))
 

@@ -70,3 +70,25 @@ def test_equal_ranks_are_decided_by_id_whatever_the_order_of_rows() -> None:
 
 def test_no_coins_give_no_mapping() -> None:
     assert map_coins_to_symbols(SNAPSHOT.iloc[:0], BASES, {}) == {}
+
+
+def test_a_claim_stands_behind_a_market_only_where_no_ranked_coin_of_its_own_has_the_ticker() -> None:
+    snapshot = coins(
+        ("binance-peg-xrp", "xrp", 4), ("ripple", "XRP", 6), ("weth", "weth", 9), ("junk", "weth", None)
+    )
+    kinds = {"binance-peg-xrp": "bridged", "weth": "wrapped", "junk": "coin"}
+    bases = {"XRP/USDT": "XRP", "WETH/USDT": "WETH"}
+    for rows in (snapshot, snapshot.iloc[::-1]):
+        assert map_coins_to_symbols(rows, bases, {}, kinds) == {"weth": "WETH/USDT", "ripple": "XRP/USDT"}
+    # A coin whose kind nobody told is one of its own.
+    assert map_coins_to_symbols(snapshot, bases, {}, {}) == map_coins_to_symbols(snapshot, bases, {})
+    assert "binance-peg-xrp" in map_coins_to_symbols(snapshot, bases, {})
+
+
+def test_among_claims_the_rank_decides_and_an_override_wins_over_the_kind() -> None:
+    snapshot = coins(("bridged-a", "usdc", 30), ("usd-coin", "usdc", 7), ("dogecoin", "doge", 8))
+    kinds = {"bridged-a": "bridged", "usd-coin": "stable"}
+    bases = {"USDC/USDT": "USDC", "DOGE/USDT": "DOGE"}
+    assert map_coins_to_symbols(snapshot, bases, {}, kinds)["usd-coin"] == "USDC/USDT"
+    chosen = map_coins_to_symbols(snapshot, bases, {"DOGE/USDT": "bridged-a"}, kinds)
+    assert chosen == {"bridged-a": "DOGE/USDT", "usd-coin": "USDC/USDT"}

@@ -6,6 +6,7 @@ import gzip
 import json
 import tarfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,11 +22,13 @@ from crypto_assets.resources.coingecko import (
     COIN_SCHEMA,
     MARKET_CAP_SCHEMA,
     MARKET_SCHEMA,
+    MEMBER_SCHEMA,
     OHLC_SCHEMA,
     CoinGeckoClient,
     CoinGeckoResource,
 )
 from crypto_assets.resources.sources import (
+    CallAllowance,
     RateBudget,
     RetryPolicy,
     SourceDataInvalid,
@@ -38,6 +41,7 @@ from crypto_assets.simulation.faults import Fault, status
 from crypto_assets.simulation.server import MarketServer
 from crypto_assets.simulation.synthetic import SyntheticWorld
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
+from crypto_assets_tests.resources.coingecko_plans import PlanServer
 from crypto_assets_tests.resources.stub_server import Reply, StubServer, json_of
 from crypto_assets_tests.resources.test_sources import FakeTime
 
@@ -104,7 +108,7 @@ def test_coins_are_the_list_of_the_source(
 
 
 @needs_recorded
-def test_the_recorded_coin_list_parses_and_its_tickers_are_no_key(
+def test_fact_8_of_16395_recorded_ids_2115_tickers_are_shared_and_some_are_empty(
     connect: Callable[..., CoinGeckoClient],
 ) -> None:
     body = gzip.decompress(
@@ -112,8 +116,10 @@ def test_the_recorded_coin_list_parses_and_its_tickers_are_no_key(
     )
     with StubServer(Reply(body)) as stub:
         table = connect(stub.url).coins()
+    users = Counter(table.column("ticker").to_pylist())
     assert len(table) == 16_395
-    assert len(table.column("ticker").unique()) < len(table)
+    assert sum(n > 1 for n in users.values()) == 2_115
+    assert sum(n for ticker, n in users.items() if not ticker.strip()) == 5
 
 
 @pytest.mark.parametrize(
@@ -166,6 +172,38 @@ def test_markets_are_paged_by_250_and_a_coin_that_changed_pages_is_kept_once(
     assert asked == [("250", "1"), ("250", "2")]
     assert table.column("coin_id").to_pylist() == [f"coin-{i}" for i in range(300)]
     assert table.column("market_cap_rank")[249].as_py() == 250
+
+
+def test_the_members_of_a_category_keep_their_ranks_among_all_coins(
+    client: CoinGeckoClient, market: MarketServer
+) -> None:
+    everything = client.markets(250, NOW)
+    ranks = dict(
+        zip(everything["coin_id"].to_pylist(), everything["market_cap_rank"].to_pylist(), strict=True)
+    )
+    table = client.markets(250, NOW, category="stablecoins")
+    assert table.schema == MARKET_SCHEMA
+    assert table["coin_id"].to_pylist() == ["tether"]
+    assert table["market_cap_rank"].to_pylist() == [ranks["tether"]]
+    assert client.markets(250, NOW, category="no-such-category").num_rows == 0
+    assert [request.query.get("category") for request in market.requests] == [
+        None,
+        "stablecoins",
+        "no-such-category",
+    ]
+
+
+def test_the_members_of_several_categories_take_a_request_each(
+    client: CoinGeckoClient, market: MarketServer
+) -> None:
+    table = client.members(["stablecoins", "no-such-category", "tokenized-btc"], NOW)
+    assert table.schema == MEMBER_SCHEMA
+    assert table.to_pylist() == [
+        {"coin_id": "tether", "category": "stablecoins"},
+        {"coin_id": "wrapped-bitcoin", "category": "tokenized-btc"},
+    ]
+    assert market.count() == 3
+    assert client.members([], NOW).equals(MEMBER_SCHEMA.empty_table())
 
 
 def test_a_cap_or_price_of_zero_is_unknown(connect: Callable[..., CoinGeckoClient]) -> None:
@@ -420,6 +458,132 @@ def test_no_candles_are_an_empty_table_of_the_same_columns(connect: Callable[...
         assert connect(stub.url).ohlc("x", "max", NOW).equals(OHLC_SCHEMA.empty_table())
 
 
+def answered(start: datetime, n: int, interval_s: int, **changes: list[float]) -> list[list[float]]:
+    """Candles in CoinGecko's form; ``changes`` by ``at_<number>``."""
+    rows = []
+    for number in range(n):
+        prices = changes.get(f"at_{number}", [2.0, 4.0, 1.0, 3.0])
+        rows.append([to_ms(start) + (number + 1) * interval_s * 1000, *prices])
+    return rows
+
+
+def test_candles_of_a_range_are_those_of_its_pages_and_each_answer_is_at_most_as_long_as_allowed(
+    connect: Callable[..., CoinGeckoClient], world: SyntheticWorld
+) -> None:
+    start, end = at("2024-01-01"), at("2024-03-10")
+    with PlanServer(world, NOW) as server:
+        client = connect(server.url, KEY, "pro")
+        table = client.ohlc_range("bitcoin", "1h", start, end, NOW)
+        pages = list(client.ohlc_pages("bitcoin", "1h", start, end, NOW))
+        spans = [(int(r.query["from"]), int(r.query["to"])) for r in server.received]
+        assert {r.query["interval"] for r in server.received} == {"hourly"}
+    assert table.schema == OHLC_SCHEMA
+    assert days(table) == [start + i * timedelta(hours=1) for i in range(69 * 24)]
+    assert pa.concat_tables([page.rows for page in pages]).equals(table)
+    assert [page.covered_until for page in pages][-1] == end
+    # Three answers each time; neighbours share a border, and the candle that ends there.
+    assert len(spans) == 6
+    assert [left for left, _ in spans[1:3]] == [right for _, right in spans[:2]]
+    assert max(right - left for left, right in spans) == 31 * 86_400
+
+
+def test_the_open_candle_at_the_end_of_a_range_is_dropped(connect: Callable[..., CoinGeckoClient]) -> None:
+    start = at("2024-05-20")
+    candles = answered(start, 5, 3600)
+    with StubServer(json_of(candles)) as stub:
+        client = connect(stub.url, KEY, "pro")
+        table = client.ohlc_range("x", "1h", start, start + 5 * timedelta(hours=1), at("2024-05-20T04:59:59"))
+    assert days(table) == [start + i * timedelta(hours=1) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("interval", "shorter_s", "parts", "days_asked"), [("1h", 1800, 2, "1"), ("1d", 4 * 3600, 6, "30")]
+)
+def test_without_ranges_a_candle_is_the_sum_of_all_its_shorter_ones_or_missing(
+    connect: Callable[..., CoinGeckoClient], interval: str, shorter_s: int, parts: int, days_asked: str
+) -> None:
+    length = timedelta(seconds=shorter_s * parts)
+    start = at("2024-05-20") - 4 * length
+    candles = answered(
+        start, 4 * parts, shorter_s, at_0=[5.0, 6.0, 4.0, 5.5], **{f"at_{parts - 1}": [3.0, 9.0, 0.5, 1.5]}
+    )
+    del candles[2 * parts + 1]
+    with StubServer(json_of(candles)) as stub:
+        client = connect(stub.url, KEY, "demo")
+        table = client.ohlc_range("x", interval, start, start + 4 * length, at("2024-05-20"))
+        (request,) = stub.received
+    assert (request.path, request.query["days"]) == ("/coins/x/ohlc", days_asked)
+    assert days(table) == [start, start + length, start + 3 * length]
+    first = table.slice(0, 1).to_pylist()[0]
+    assert [first[f"{name}_usd"] for name in ("open", "high", "low", "close")] == [5.0, 9.0, 0.5, 1.5]
+    assert set(table["interval"].to_pylist()) == {interval}
+
+
+@needs_recorded
+@pytest.mark.parametrize("coin", ["aave", "filecoin", "the-graph", "uniswap"])
+def test_a_recorded_day_is_exactly_the_sum_of_its_24_recorded_hours(coin: str) -> None:
+    folder = RECORDED / "coingecko_history" / "dev"
+    hours = {
+        row[0]: row[1:]
+        for row in json.loads(gzip.decompress((folder / f"ohlc_hourly-{coin}.json.gz").read_bytes()))
+    }
+    with tarfile.open(folder / "ohlc_daily.tar.gz") as members:
+        member = next(m for m in members if Path(m.name).stem == coin)
+        content = members.extractfile(member)
+        assert content is not None
+        daily = json.loads(content.read())
+    n_compared = 0
+    for stamp, *prices in daily:
+        parts = [hours.get(stamp - i * 3_600_000) for i in range(23, -1, -1)]
+        whole = [part for part in parts if part is not None]
+        if len(whole) == 24:
+            n_compared += 1
+            highest, lowest = max(part[1] for part in whole), min(part[2] for part in whole)
+            assert prices == [whole[0][0], highest, lowest, whole[-1][3]]
+    assert n_compared > 1500
+
+
+@pytest.mark.parametrize("plan", ["demo", "public"])
+def test_what_a_plan_does_not_have_is_refused_before_anything_is_sent(budget: RateBudget, plan: str) -> None:
+    # Nobody listens there, so whatever is sent would be told as unavailable.
+    client = CoinGeckoClient(budget, plan=plan, api_key=KEY if plan == "demo" else None)
+    early = NOW - timedelta(days=40)
+    with pytest.raises(SourceRefused, match=rf"not sent, the plan '{plan}' .*4h.*COINGECKO_PRO_API_KEY"):
+        client.ohlc_range("bitcoin", "1d", at("2024-04-10"), at("2024-05-01"), NOW)
+    with pytest.raises(SourceRefused, match="its 1h candles, made of 30m ones, begin at 2024-05-19 13:00"):
+        client.ohlc_range("bitcoin", "1h", at("2024-05-19"), at("2024-05-20"), NOW)
+    with pytest.raises(SourceRefused, match="its market caps begin on 2023-05-22"):
+        client.market_caps("bitcoin", early - timedelta(days=400), NOW, now=NOW)
+    with pytest.raises(ValueError, match="interval is '4h'; CoinGecko has candles of 1d, 1h"):
+        client.ohlc_range("bitcoin", "4h", early, NOW, NOW)
+    with pytest.raises(ValueError, match="empty range of bitcoin"):
+        client.ohlc_range("bitcoin", "1d", NOW, NOW, NOW)
+    assert budget.used() == 0
+
+
+def test_a_year_of_market_caps_is_what_the_demo_plan_really_answers(
+    connect: Callable[..., CoinGeckoClient],
+) -> None:
+    world = SyntheticWorld(7, to_ms(at("2023-01-01")), to_ms(END), "1h")
+    with PlanServer(world, NOW) as server:
+        client = connect(server.url, KEY, "demo")
+        oldest = client.caps_from(NOW)
+        assert oldest is not None
+        table = client.market_caps("bitcoin", oldest, at("2024-05-20"), now=NOW)
+        assert days(table) == [oldest + i * DAY for i in range((at("2024-05-20") - oldest).days)]
+        with pytest.raises(SourceRefused, match="HTTP 401 .*10012.*exceeds the allowed time range"):
+            client.market_caps("bitcoin", oldest - 2 * DAY, at("2024-05-20"))
+        assert connect(server.url, KEY, "pro").caps_from(NOW) is None
+
+
+def test_a_page_with_a_broken_candle_is_invalid_and_none_of_it_is_used(
+    connect: Callable[..., CoinGeckoClient],
+) -> None:
+    candles = answered(at("2024-05-01"), 3, 86_400, at_1=[2.0, 1.0, 3.0, 2.0])
+    with StubServer(json_of(candles)) as stub, pytest.raises(SourceDataInvalid, match="low <= open, close"):
+        connect(stub.url, KEY, "pro").ohlc_range("x", "1d", at("2024-05-01"), at("2024-05-04"), NOW)
+
+
 # Faults
 
 
@@ -512,6 +676,49 @@ def test_the_library_repeats_nothing_by_itself_on_https_either(
         assert stub.n_connections == 1
 
 
+# The month's allowance
+
+
+def test_every_attempt_counts_and_when_the_month_is_used_up_nothing_is_sent(
+    budget: RateBudget, time: FakeTime, tmp_path: Path
+) -> None:
+    clock = [at("2024-05-31T23:59:59")]
+    allowance = CallAllowance(tmp_path, "month", 3, lambda: clock[0])
+    with StubServer(Reply(b"", 500), json_of([])) as stub:
+        client = CoinGeckoClient(
+            budget,
+            base_url=stub.url,
+            plan="demo",
+            api_key=KEY,
+            retry=RetryPolicy(attempts=3, sleep=time.sleep),
+            allowance=allowance,
+        )
+        client.coins()
+        client.coins()
+        with pytest.raises(SourceRefused, match="3 calls of 2024-05 are used up.*renews at 2024-06-01 00:00"):
+            client.coins()
+        assert len(stub.received) == 3
+        clock[0] += timedelta(seconds=1)
+        client.coins()
+        assert len(stub.received) == 4
+
+
+def test_the_resource_shares_the_allowance_among_its_clients_and_counts_nothing_without_one(
+    tmp_path: Path,
+) -> None:
+    with StubServer(json_of([])) as stub:
+        counted = CoinGeckoResource(base_url=stub.url, budget_dir=str(tmp_path), calls_per_month=2)
+        counted.client(lambda: NOW).coins()
+        counted.client(lambda: NOW).coins()
+        with pytest.raises(SourceRefused, match="renews at 2024-06-01"):
+            counted.client(lambda: NOW).coins()
+        counted.client(lambda: NOW + timedelta(days=12)).coins()
+        # By the clock of this machine it is another month.
+        counted.client().coins()
+        CoinGeckoResource(base_url=stub.url, budget_dir=str(tmp_path)).client().coins()
+        assert len(stub.received) == 5
+
+
 # The key
 
 
@@ -524,7 +731,8 @@ def test_the_key_travels_in_a_header_and_never_in_the_address(
         client.coins()
         client.markets(1, NOW)
         client.ohlc("x", 7, NOW)
-    assert [request.headers[header] for request in stub.received] == [KEY] * 3
+        client.ohlc_range("x", "1h", NOW - timedelta(hours=9, minutes=34, seconds=56), NOW, NOW)
+    assert [request.headers[header] for request in stub.received] == [KEY] * 4
     assert not [request.target for request in stub.received if KEY in request.target]
 
 

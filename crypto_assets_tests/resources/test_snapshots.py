@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from crypto_assets.intervals import to_ms
-from crypto_assets.resources.exchange import ExchangeClient
-from crypto_assets.resources.snapshots import coin_rows, coins_with_caps, native_names, snapshot_stream
-from crypto_assets.resources.sources import RateBudget, SourceRefused
+from crypto_assets.resources.exchange import MARKET_SCHEMA, Exchange, Market
+from crypto_assets.resources.snapshots import (
+    coin_rows,
+    coins_with_caps,
+    collected,
+    collected_symbols,
+    kline_series,
+    market_rows,
+    snapshot_stream,
+    universe_rows,
+    universe_symbols,
+)
+from crypto_assets.resources.sources import SourceRefused
 from crypto_assets.resources.warehouse import conform
+from crypto_assets.resources.warehouse.io_manager import WarehouseResource, to_pandas
+from crypto_assets.resources.warehouse.lake import Provenance
 from crypto_assets.schemas import table_of
-from crypto_assets.settings import Listing, current_settings
-from crypto_assets.simulation.server import MarketServer
-from crypto_assets.simulation.synthetic import SyntheticWorld
+from crypto_assets.settings import Listing, Settings, current_settings
+from crypto_assets_tests.resources.stub_exchange import StubExchange
 
 NOW = datetime(2024, 1, 2, 13)
+SYMBOLS = table_of("raw/symbols")
 COINS = table_of("raw/coins")
 
 
@@ -60,43 +72,147 @@ def test_a_snapshot_lies_in_the_day_on_which_it_was_taken() -> None:
     assert pieces["2024-01-02"]["known_at"].to_pylist() == [NOW]
 
 
-@pytest.fixture(scope="module")
-def market() -> Iterator[MarketServer]:
-    world = SyntheticWorld(7, to_ms(datetime(2024, 1, 1)), to_ms(datetime(2024, 1, 3)), "1h")
-    with MarketServer(world, NOW) as server:
-        yield server
-
-
-@pytest.fixture
-def client(market: MarketServer, tmp_path: Path) -> ExchangeClient:
-    return ExchangeClient(RateBudget(tmp_path, "binance", 6000), base_url=market.url)
-
-
-def known_markets(**names: str) -> pd.DataFrame:
-    symbols = [name.replace("_", "/") for name in names]
-    return pd.DataFrame({"symbol": symbols, "exchange_symbol": list(names.values())}, dtype=object)
-
-
-def test_a_market_that_the_exchange_has_dropped_keeps_the_name_under_which_it_was_seen(
-    client: ExchangeClient,
-) -> None:
-    assert "GONE/USDT" not in client.symbols()["symbol"].to_pylist()
-    known = known_markets(GONE_USDT="GONEUSDT")
-    assert native_names(["BTC/USDT", "GONE/USDT"], known, client) == {
-        "BTC/USDT": "BTCUSDT",
-        "GONE/USDT": "GONEUSDT",
+def listed(symbol: str, **given: Any) -> dict[str, Any]:
+    base, _, rest = symbol.partition("/")
+    quote, _, settle = rest.partition(":")
+    return {
+        "symbol": symbol,
+        "exchange_symbol": base + quote,
+        "market_type": "perpetual" if settle else "spot",
+        "base": base,
+        "quote": quote,
+        "trading_status": "TRADING",
+        "tick_size": 0.01,
+        **given,
     }
 
 
-def test_a_market_that_nobody_ever_saw_is_refused_and_named(client: ExchangeClient) -> None:
+def shown(*markets: dict[str, Any]) -> pd.DataFrame:
+    return pa.Table.from_pylist(list(markets), schema=MARKET_SCHEMA).to_pandas()
+
+
+def stored(rows: pd.DataFrame, before: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The newest state of every market after a snapshot, through the contract."""
+    fresh = to_pandas(conform(rows, SYMBOLS))
+    every = fresh if before is None else pd.concat([before, fresh])
+    return every.sort_values("known_at").drop_duplicates(["venue", "symbol"], keep="last")
+
+
+def look(markets: pd.DataFrame, known: pd.DataFrame, now: datetime, *listings: Listing) -> pd.DataFrame:
+    return market_rows(markets, known, listings, venue="binance", quote="USDT", now=now)
+
+
+def stub(*markets: dict[str, Any]) -> Exchange:
+    """An exchange that names some markets and answers nothing else."""
+    return cast(Exchange, StubExchange({}, listed=list(markets)))
+
+
+NOTHING = to_pandas(SYMBOLS.arrow_schema().empty_table())
+LATER = NOW + timedelta(hours=5)
+
+
+def test_only_markets_that_look_different_get_a_row() -> None:
+    first = look(shown(listed("A/USDT"), listed("B/USDT"), listed("C/BTC")), NOTHING, NOW)
+    assert first["symbol"].tolist() == ["A/USDT", "B/USDT"]
+    known = stored(first)
+    assert look(shown(listed("A/USDT"), listed("B/USDT")), known, LATER).empty
+    changed = look(shown(listed("A/USDT", tick_size=0.1), listed("B/USDT")), known, LATER)
+    assert changed[["symbol", "tick_size"]].to_numpy().tolist() == [["A/USDT", 0.1]]
+    assert changed["valid_from"].tolist() == [pd.Timestamp(LATER)]
+
+
+def test_a_market_that_is_no_longer_named_is_absent_once() -> None:
+    known = stored(look(shown(listed("A/USDT"), listed("B/USDT")), NOTHING, NOW))
+    gone = look(shown(listed("A/USDT")), known, LATER)
+    assert gone[["symbol", "trading_status", "exchange_symbol"]].to_numpy().tolist() == [
+        ["B/USDT", "ABSENT", "BUSDT"]
+    ]
+    known = stored(gone, known)
+    assert look(shown(listed("A/USDT")), known, LATER).empty
+    back = look(shown(listed("A/USDT"), listed("B/USDT")), known, LATER)
+    # A pause is no proof of another coin.
+    assert back[["symbol", "trading_status", "listing_id"]].to_numpy().tolist() == [
+        ["B/USDT", "TRADING", "B/USDT#1"]
+    ]
+
+
+def test_a_later_listing_time_begins_another_life() -> None:
+    contract = "A/USDT:USDT"
+    known = stored(look(shown(listed(contract, listed_at=NOW - timedelta(days=9))), NOTHING, NOW))
+    assert known["listing_id"].tolist() == [f"{contract}#1"]
+    again = look(shown(listed(contract, listed_at=NOW + timedelta(hours=1))), known, LATER)
+    assert again["listing_id"].tolist() == [f"{contract}#2"]
+
+
+def test_the_settings_know_which_life_it_is() -> None:
+    first = Listing(symbol="A/USDT", listing_id="A/USDT#1", valid_to=NOW)
+    second = Listing(symbol="A/USDT", listing_id="A/USDT#2", valid_from=NOW)
+    known = stored(look(shown(listed("A/USDT")), NOTHING, NOW - timedelta(days=1), first, second))
+    assert known["listing_id"].tolist() == ["A/USDT#1"]
+    assert look(shown(listed("A/USDT")), known, LATER, first, second)["listing_id"].tolist() == ["A/USDT#2"]
+
+
+def test_a_market_that_the_exchange_has_dropped_keeps_the_name_under_which_it_was_seen() -> None:
+    known = stored(look(shown(listed("GONE/USDT", exchange_symbol="GONEX")), NOTHING, NOW))
+    known = stored(look(shown(), known, LATER), known)
+    exchange = stub(listed("BTC/USDT"))
+    found = collected(["BTC/USDT", "GONE/USDT"], known, exchange)
+    assert [one.market for one in found] == [
+        Market("BTC/USDT", "BTCUSDT", "spot"),
+        Market("GONE/USDT", "GONEX", "spot"),
+    ]
+    assert [one.gone_at for one in found] == [None, LATER]
+
+
+def test_a_market_that_nobody_ever_saw_is_refused_and_named() -> None:
+    exchange = stub(listed("BTC/USDT"))
     with pytest.raises(SourceRefused, match="no market GONE/USDT"):
-        native_names(["BTC/USDT", "GONE/USDT"], known_markets(BTC_USDT="BTCUSDT"), client)
+        collected(["BTC/USDT", "GONE/USDT"], NOTHING, exchange)
 
 
-def test_known_names_cost_no_request(client: ExchangeClient, market: MarketServer) -> None:
-    before = market.count()
-    assert native_names(["BTC/USDT"], known_markets(BTC_USDT="X"), client) == {"BTC/USDT": "X"}
-    assert market.count() == before
+def test_known_markets_cost_no_request() -> None:
+    known = stored(look(shown(listed("BTC/USDT")), NOTHING, NOW))
+    unasked = StubExchange({})
+    assert len(collected(["BTC/USDT"], known, cast(Exchange, unasked))) == 1
+    assert unasked.asked == []
+
+
+def warehouse_with(folder: Path, **tables: pd.DataFrame) -> WarehouseResource:
+    warehouse = WarehouseResource(folder=str(folder))
+    for name, rows in tables.items():
+        table = table_of(f"raw/{name}")
+        key = NOW.date().isoformat()
+        window = datetime.fromisoformat(key), datetime.fromisoformat(key) + timedelta(days=1)
+        warehouse.lake.replace(table, key, rows, Provenance(table.name, key), window)
+    return warehouse
+
+
+def settings_with(**universe: Any) -> Settings:
+    settings = current_settings()
+    return settings.model_copy(update={"universe": settings.universe.model_copy(update=universe)})
+
+
+def test_what_was_chosen_by_size_is_collected_with_what_is_named(tmp_path: Path) -> None:
+    choice = pd.DataFrame({"venue": "binance", "symbol": ["BIG/USDT", "BTC/USDT:USDT", "OUT/USDT"]})
+    rows = universe_rows(choice.assign(chosen_by="top", turnover_24h_quote=1.0, turnover_24h_rank=1), NOW)
+    warehouse = warehouse_with(tmp_path, universe=rows)
+    settings = settings_with(symbols=("BTC",), top=3, ignore=("OUT",))
+    assert collected_symbols(warehouse, settings) == ("BIG/USDT", "BTC/USDT", "BTC/USDT:USDT")
+    assert universe_symbols(warehouse, settings) == ("BIG/USDT", "BTC/USDT")
+    named_only = settings_with(symbols=("BTC",), top=0, contract_types=())
+    assert collected_symbols(warehouse, named_only) == ("BTC/USDT",)
+
+
+def test_the_series_of_a_market_end_where_it_is_gone(tmp_path: Path) -> None:
+    known = stored(look(shown(listed("ETH/USDT")), NOTHING, NOW))
+    gone = look(shown(), known, LATER)
+    warehouse = warehouse_with(tmp_path, symbols=gone)
+    settings = settings_with(symbols=("BTC", "ETH"), top=0, contract_types=())
+    base = settings.base_interval
+    assert kline_series(warehouse, settings) == {
+        f"binance|BTC/USDT|trade|{base}": None,
+        f"binance|ETH/USDT|trade|{base}": LATER,
+    }
 
 
 def test_caps_are_collected_for_coins_of_the_universe_and_declared_ones() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import multiprocessing
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import datetime
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crypto_assets.resources.sources import (
+    BAN_S,
     WINDOW_S,
+    CallAllowance,
     Failure,
     RateBudget,
     Request,
@@ -252,6 +256,139 @@ def test_after_a_ban_nothing_is_sent_until_it_ends(tmp_path: Path) -> None:
         assert getter.get() == 1
 
 
+@pytest.mark.parametrize(("headers", "ban_s"), [({}, BAN_S), ({"Retry-After": "7"}, 7.0)])
+def test_a_ban_that_names_no_end_holds_two_minutes(
+    tmp_path: Path, headers: dict[str, str], ban_s: float
+) -> None:
+    time = FakeTime()
+    with StubServer(Reply(b"", 418, headers), json_of(1)) as stub:
+        getter = Getter(stub.url, budget_of(tmp_path, time), time)
+        with pytest.raises(SourceRefused):
+            getter.get()
+        time.now_s += ban_s - 0.01
+        with pytest.raises(SourceRefused, match="banned"):
+            getter.get()
+        assert len(stub.received) == 1
+        time.now_s += 0.02
+        assert getter.get() == 1
+
+
+def test_too_many_requests_without_a_time_silences_everybody_for_the_wait_of_the_policy(
+    tmp_path: Path,
+) -> None:
+    time = FakeTime()
+    start_s = time.now_s
+    with StubServer(Reply(b"", 429)) as stub, pytest.raises(SourceUnavailable) as caught:
+        Getter(stub.url, budget_of(tmp_path, time), time, attempts=1).get()
+    assert caught.value.retry_after_s is None
+    # Another client of the same budget, in whatever process, waits as long as the one that was told.
+    budget_of(tmp_path, time).spend(ASKED)
+    assert time.now_s - start_s == pytest.approx(RetryPolicy().least_wait_s(1))
+
+
+def test_the_least_wait_doubles_up_to_its_bound() -> None:
+    policy = RetryPolicy(first_wait_s=0.5, longest_wait_s=3.0)
+    assert [policy.least_wait_s(attempt) for attempt in (1, 2, 3, 4, 9)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "alone"),
+    [
+        (Reply(b"", 400), True),
+        (Reply(b"", 404), True),
+        (json_of("no number"), True),
+        (Reply(b"", 401), False),
+        (Reply(b"", 418), False),
+        (Reply(b"", 451), False),
+        (Reply(b"", 503), False),
+    ],
+)
+def test_an_error_tells_whether_other_questions_may_be_answered(
+    tmp_path: Path, reply: Reply, alone: bool
+) -> None:
+    time = FakeTime()
+    with StubServer(reply) as stub, pytest.raises(SourceError) as caught:
+        Getter(stub.url, budget_of(tmp_path, time), time, attempts=1).get(int_of)
+    assert caught.value.concerns_one_series is alone
+
+
+# Calls of a month
+
+
+class Calendar:
+    """The source's clock, set by the test."""
+
+    def __init__(self, now: str) -> None:
+        self.now = datetime.fromisoformat(now)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def test_an_allowance_is_spent_call_by_call_and_renews_with_the_month(tmp_path: Path) -> None:
+    calendar = Calendar("2024-01-31T23:59:58")
+    allowance = CallAllowance(tmp_path, "coingecko", 3, calendar)
+    for n_calls in (1, 2, 3):
+        # Another object on the same folder counts on.
+        CallAllowance(tmp_path, "coingecko", 3, calendar).spend(ASKED)
+        assert allowance.used() == n_calls
+    with pytest.raises(
+        SourceRefused, match=r"3 calls of 2024-01 .* renews at 2024-02-01 00:00 UTC"
+    ) as caught:
+        allowance.spend(ASKED)
+    assert (caught.value.retry_after_s, allowance.used()) == (2.0, 3)
+    calendar.now = datetime.fromisoformat("2024-02-01")
+    allowance.spend(ASKED)
+    assert allowance.used() == 1
+    # A clock that still stands in the old month neither spends nor resets the new one.
+    calendar.now = datetime.fromisoformat("2024-01-31T23:59:59")
+    assert allowance.used() == 3
+
+
+def test_threads_and_processes_together_spend_exactly_the_allowance(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as processes:
+        counts = list(processes.map(call_until_refused, [tmp_path] * 2))
+    assert sum(counts) == 200
+
+
+def call_until_refused(folder: Path) -> int:
+    allowance = CallAllowance(folder, "stub", 200, Calendar("2024-01-15"))
+
+    def calls(_: int) -> int:
+        for n_calls in itertools.count():
+            try:
+                allowance.spend(ASKED)
+            except SourceRefused:
+                return n_calls
+        raise AssertionError
+
+    with ThreadPoolExecutor(4) as threads:
+        return sum(threads.map(calls, range(4)))
+
+
+def test_every_attempt_counts_against_the_allowance_and_none_is_sent_without(tmp_path: Path) -> None:
+    time = FakeTime()
+    allowance = CallAllowance(tmp_path, "stub", 2, Calendar("2024-12-15"))
+    with StubServer(Reply(b"", 500)) as stub:
+        getter = Getter(stub.url, budget_of(tmp_path, time), time)
+        getter.caller = SourceCaller(
+            budget_of(tmp_path, time), RetryPolicy(5, sleep=time.sleep), _meaning, allowance=allowance
+        )
+        getter.caller.wire.watch(getter.session)
+        with pytest.raises(SourceRefused, match="renews at 2025-01-01"):
+            getter.get()
+        assert len(stub.received) == allowance.used() == 2
+
+
+def test_an_allowance_of_nothing_or_without_a_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="1 or more"):
+        CallAllowance(tmp_path, "stub", 0, Calendar("2024-01-15"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SourceRefused, match="cannot be written"):
+        CallAllowance(tmp_path / "file", "stub", 1, Calendar("2024-01-15"))
+
+
 # The budget
 
 
@@ -287,6 +424,23 @@ def test_the_wait_is_no_longer_than_it_takes_to_free_the_weight(tmp_path: Path) 
     assert time.now_s == pytest.approx(1_061.0)
     budget.spend(weighing(1))
     assert time.now_s == pytest.approx(1_071.0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(weights=st.lists(st.integers(1, 12), min_size=1, max_size=60))
+def test_a_budget_by_the_second_spends_no_more_in_any_of_them_but_a_single_heavier_request(
+    tmp_path_factory: pytest.TempPathFactory, weights: list[int]
+) -> None:
+    time = FakeTime()
+    budget = RateBudget(
+        tmp_path_factory.mktemp("budget"), "stub", 1000, per_second=10, now=time.now, sleep=time.sleep
+    )
+    spent: dict[int, list[int]] = {}
+    for weight in weights:
+        budget.spend(weighing(weight))
+        spent.setdefault(int(time.now_s), []).append(weight)
+    assert all(sum(second) <= 10 or len(second) == 1 for second in spent.values())
+    assert time.now_s - 1_000.25 <= len(weights)
 
 
 def test_a_request_heavier_than_the_budget_is_an_error_and_not_an_endless_wait(tmp_path: Path) -> None:

@@ -19,6 +19,12 @@ def exchange_at(market: MarketServer, timeout_ms: int = 10_000) -> Any:
     return exchange
 
 
+def bybit_at(market: MarketServer, timeout_ms: int = 10_000) -> Any:
+    exchange: Any = ccxt.bybit({"enableRateLimit": False, "timeout": timeout_ms})
+    exchange.urls["api"] = _repointed(exchange.urls["api"], market.bybit_url)
+    return exchange
+
+
 def coingecko_at(market: MarketServer) -> CoinGeckoAPI:
     client = CoinGeckoAPI(retries=0)
     client.api_base_url = market.coingecko_url
@@ -32,5 +38,5 @@ def at(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: 
 def _repointed(urls: object, base: str) -> object:
     if isinstance(urls, dict):
         return {key: _repointed(value, base) for key, value in urls.items()}
-    path = str(urls).split("://", 1)[1].partition("/")[2]
-    return f"{base}/{path}"
+    _, slash, path = str(urls).split("://", 1)[1].partition("/")
+    return f"{base}{slash}{path}"

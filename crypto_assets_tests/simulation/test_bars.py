@@ -21,6 +21,7 @@ from crypto_assets.simulation.bars import (
     aggregate,
     bar_end,
     concatenate,
+    decimals_of,
     finest_divisor,
     grid_start,
     last_row_wins,
@@ -71,6 +72,28 @@ def test_decimals_are_read_exactly() -> None:
     assert to_units("0.00000001") == 1
     assert to_units("123456789.12345678") == 12345678912345678
     assert to_units("35.16050300000001") == 3516050300
+
+
+def test_a_step_says_how_many_decimals_it_needs() -> None:
+    assert [decimals_of(step) for step in (1, 50, 10**7, 10**8, 5 * 10**8, 10**9)] == [8, 7, 1, 0, 0, 0]
+
+
+def test_prices_below_zero_are_aggregated_and_interpolated_as_prices() -> None:
+    rows = [[-5, 3, -9, UNKNOWN, 0, 0, 0, 0], [UNKNOWN, 7, -4, -2, 0, 0, 0, 0]]
+    bars = make_bars([0, MINUTE_MS], MINUTE_MS, rows)
+    assert aggregate(bars, "1m", "1h").values[:, 0].tolist() == [-5, 7, -9, -2, 0, 0, 0, 0]
+    for moment in range(0, MINUTE_MS, 7_000):
+        shown = open_bar(bars.take(slice(1)), "1m", moment, 1, 1).values[:, 0].tolist()
+        assert shown[OPEN] == -5
+        assert (
+            -9
+            <= shown[LOW]
+            <= min(shown[OPEN], shown[CLOSE])
+            <= max(shown[OPEN], shown[CLOSE])
+            <= shown[HIGH]
+            <= 3
+        )
+        assert shown[VOLUME_BASE:] == [0, 0, 0, 0]
 
 
 def test_a_later_row_of_the_same_open_time_wins() -> None:

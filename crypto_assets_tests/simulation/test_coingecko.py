@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -214,3 +215,113 @@ def test_markets_and_errors_have_the_shape_of_the_recorded_ones(synthetic_world:
     assert set(ours[0]) == set(rows[0])
     refused = coingecko_answer(synthetic_world, "/coins/markets", {}, NOW)
     assert (refused.status, json.loads(refused.body)) == (422, error)
+
+
+# Categories and plans
+
+CHART, RANGE = "/coins/bitcoin/market_chart/range", "/coins/bitcoin/ohlc/range"
+DEMO, PRO = {"x-cg-demo-api-key": "CG-k"}, {"x-cg-pro-api-key": "CG-k"}
+
+
+def span(first_day: float, last_day: float, **more: str) -> dict[str, str]:
+    edges = {
+        name: str((START + int(day * DAY_MS)) // 1000)
+        for name, day in (("from", first_day), ("to", last_day))
+    }
+    return {"vs_currency": "usd", **edges, **more}
+
+
+def asked(
+    world: SyntheticWorld,
+    path: str,
+    params: dict[str, str],
+    headers: dict[str, str] | None = None,
+    now_ms: int = NOW,
+) -> tuple[int, Any]:
+    answer = coingecko_answer(world, path, params, now_ms, headers)
+    return answer.status, json.loads(answer.body)
+
+
+def test_a_category_lists_its_members_with_their_ranks_among_all(synthetic_world: SyntheticWorld) -> None:
+    usd = {"vs_currency": "usd"}
+    _, everything = asked(synthetic_world, "/coins/markets", usd)
+    ranks = {row["id"]: row["market_cap_rank"] for row in everything}
+    for category, coins in (
+        ("stablecoins", ["tether"]),
+        ("wrapped-tokens", ["wrapped-bitcoin"]),
+        ("tokenized-btc", ["wrapped-bitcoin"]),
+        ("liquid-staking-tokens", []),
+        ("layer-1", []),
+    ):
+        status, rows = asked(synthetic_world, "/coins/markets", usd | {"category": category})
+        assert (status, [row["id"] for row in rows]) == (200, coins)
+        assert [row["market_cap_rank"] for row in rows] == [ranks[coin] for coin in coins]
+
+
+def test_fact_7_neighbouring_parts_of_a_range_share_the_candle_at_their_joint(
+    synthetic_world: SyntheticWorld,
+) -> None:
+    def stamps(first_day: float, last_day: float, interval: str) -> list[int]:
+        _, rows = asked(synthetic_world, RANGE, span(first_day, last_day, interval=interval))
+        return [row[0] for row in rows]
+
+    # As recorded: the parts began at 03:33:44, and the candle of the midnight before it came in both.
+    joint = 20 + 3 / 24 + 2024 / 86_400
+    before, after = stamps(10.2, joint, "daily"), stamps(joint, 30.2, "daily")
+    assert before[-1] == after[0] == START + 20 * DAY_MS
+    hours_before, hours_after = stamps(19, joint, "hourly"), stamps(joint, 21, "hourly")
+    assert hours_before[-1] == hours_after[0] == START + 20 * DAY_MS + 3 * HOUR_MS
+    # A border on a stamp belongs to both as well.
+    assert stamps(10, 20, "daily")[-1] == stamps(20, 30, "daily")[0] == START + 20 * DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "allowed"),
+    [
+        (RANGE, span(1, 20, interval="daily"), {"pro"}),
+        (RANGE, span(1, 20, interval="hourly"), {"pro"}),
+        (CHART, span(1, 20), {"pro"}),
+        (CHART, span(30, 90), {"pro", "demo", "public"}),
+        ("/coins/bitcoin/market_chart", {"vs_currency": "usd", "days": "max"}, {"pro"}),
+        ("/coins/bitcoin/market_chart", {"vs_currency": "usd", "days": "366"}, {"pro"}),
+        ("/coins/bitcoin/market_chart", {"vs_currency": "usd", "days": "365"}, {"pro", "demo", "public"}),
+        ("/coins/bitcoin/ohlc", {"vs_currency": "usd", "days": "max"}, {"pro"}),
+        ("/coins/bitcoin/ohlc", {"vs_currency": "usd", "days": "365"}, {"pro", "demo", "public"}),
+        ("/coins/list", {}, {"pro", "demo", "public"}),
+        ("/coins/markets", {"vs_currency": "usd"}, {"pro", "demo", "public"}),
+    ],
+)
+def test_the_key_in_the_header_tells_the_plan_and_the_plan_what_may_be_asked(
+    synthetic_world: SyntheticWorld, path: str, params: dict[str, str], allowed: set[str]
+) -> None:
+    now_ms = START + 390 * DAY_MS
+    plans = {"pro": PRO, "demo": DEMO, "public": {"accept": "application/json"}}
+    served = {
+        plan
+        for plan, headers in plans.items()
+        if asked(synthetic_world, path, params, headers, now_ms)[0] == 200
+    }
+    assert served == allowed
+    # A server that knows no plans leaves everything open.
+    assert asked(synthetic_world, path, params, None, now_ms)[0] == 200
+
+
+def test_a_plan_refuses_with_the_codes_and_the_shapes_of_coingecko(synthetic_world: SyntheticWorld) -> None:
+    now_ms = START + 390 * DAY_MS
+    status, body = asked(synthetic_world, RANGE, span(1, 20, interval="daily"), DEMO, now_ms)
+    assert (status, body["status"]["error_code"]) == (401, 10005)
+    assert "limited to PRO API subscribers" in body["status"]["error_message"]
+    status, body = asked(synthetic_world, CHART, span(1, 20), DEMO, now_ms)
+    assert (status, body["error"]["status"]["error_code"]) == (401, 10012)
+    assert "within the past 365 days" in body["error"]["status"]["error_message"]
+    assert body["error"]["status"]["timestamp"] == "2024-01-26T00:00:00.000+00:00"
+    status, body = asked(synthetic_world, "/coins/list", {}, {"x-cg-pro-api-key": " "}, now_ms)
+    assert (status, body["status"]["error_code"]) == (401, 10002)
+    # The plan is looked at before the parameters, the coin after them.
+    assert asked(synthetic_world, RANGE, {}, DEMO, now_ms)[0] == 401
+    assert asked(synthetic_world, RANGE, {}, PRO, now_ms)[0] == 422
+    unknown = "/coins/nope/ohlc/range"
+    assert asked(synthetic_world, unknown, span(1, 2, interval="daily"), PRO, now_ms) == (
+        404,
+        {"error": "coin not found"},
+    )

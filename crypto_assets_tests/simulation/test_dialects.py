@@ -6,7 +6,11 @@ import pytest
 
 from crypto_assets.intervals import MINUTE_MS
 from crypto_assets.simulation.bars import CLOSE, OPEN, TAKER_BASE, UNKNOWN, VOLUME_BASE, VOLUME_QUOTE
-from crypto_assets.simulation.dialects import bars_of_columns
+from crypto_assets.simulation.dialects import (
+    bars_of_columns,
+    funding_of_columns,
+    open_interest_of_columns,
+)
 from crypto_assets.simulation.render import klines_json
 from crypto_assets_tests.simulation.clients import at
 
@@ -122,3 +126,59 @@ def test_no_rows_are_no_bars() -> None:
     empty = {name: pa.array([], pa.string()) for name in columns()}
     assert len(bars_of_columns(empty, "1m")) == 0
     assert np.array_equal(bars_of_columns(empty, "1m").values[CLOSE], [])
+
+
+@pytest.mark.parametrize(
+    ("time", "rate"),
+    [("timestamp", "funding_rate"), ("calc_time", "last_funding_rate"), ("fundingtime", "fundingrate")],
+)
+def test_settlements_of_all_dialects_keep_sign_and_milliseconds(time: str, rate: str) -> None:
+    stamps = pa.array(["1773936000003", "1773964800000"])
+    funding = funding_of_columns({time: stamps, rate: pa.array(["-0.00000625", "0.0001"])})
+    assert funding.settled_ms.tolist() == [1773936000003, 1773964800000]
+    assert funding.rate.tolist() == [-625, 10_000]
+    assert funding.mark_price.tolist() == [UNKNOWN, UNKNOWN]
+
+
+def test_settlements_in_local_time_are_moved_to_utc_and_blank_mark_prices_are_unknown() -> None:
+    local = pa.array(["2020-01-01 03:00:00.000", "2020-01-01 11:00:00.002"])
+    columns = {
+        "date": local,
+        "funding_rate": pa.array(["1e-4", "-0.0001"]),
+        "mark_price": pa.array(["", "7.5"]),
+    }
+    funding = funding_of_columns(columns, 3 * 60 * MINUTE_MS)
+    assert funding.settled_ms.tolist() == [at(2020, 1, 1), at(2020, 1, 1, 8) + 2]
+    assert funding.rate.tolist() == [10_000, -10_000]
+    assert funding.mark_price.tolist() == [UNKNOWN, 750_000_000]
+
+
+def test_open_interest_is_read_exactly_beyond_63_bits() -> None:
+    samples = open_interest_of_columns(
+        {
+            "timestamp": pa.array([1773878400000, 1773964800000]),
+            "sum_open_interest": pa.array(["345678901234.12345678", ""]),
+            "sum_open_interest_value": pa.array(["1.5", "2"]),
+        }
+    )
+    assert samples.base.tolist() == [345_678_901_234_12345678, UNKNOWN]
+    assert samples.quote.tolist() == [150_000_000, 200_000_000]
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"timestamp": pa.array([1])}, "funding_rate"),
+        ({"funding_rate": pa.array(["1"])}, "calc_time"),
+        ({"timestamp": pa.array([1]), "funding_rate": pa.array([""])}, "lack a funding rate"),
+        ({"timestamp": pa.array([""]), "funding_rate": pa.array(["1"])}, "no settlement time"),
+    ],
+)
+def test_columns_that_are_no_settlements_are_refused(columns: dict[str, pa.Array], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        funding_of_columns(columns)
+
+
+def test_columns_that_are_no_open_interest_are_refused() -> None:
+    with pytest.raises(ValueError, match="sum_open_interest_value"):
+        open_interest_of_columns({"timestamp": pa.array([1]), "sum_open_interest": pa.array(["1"])})

@@ -57,3 +57,28 @@ def test_forgotten_faults_meet_nothing() -> None:
 def test_a_fault_needs_a_request_to_meet() -> None:
     with pytest.raises(ValueError, match="times 0"):
         FaultPlan().inject("/", Fault("reset"), times=0, after=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "fits"),
+    [
+        ("reset", "/api/v3/klines", True),
+        ("wrong_checksum", "/data/a.zip", False),
+        ("wrong_checksum", "/data/a.zip.CHECKSUM", True),
+        ("truncated_zip", "/data/a.zip", True),
+        ("truncated_zip", "/data/a.zip.CHECKSUM", False),
+        ("corrupt_member", "/data/a.zip", True),
+        ("corrupt_member", "/data/a.zip.CHECKSUM", True),
+        ("corrupt_member", "/api/v3/klines", False),
+    ],
+)
+def test_faults_of_files_meet_files_alone(kind: str, path: str, fits: bool) -> None:
+    assert Fault(kind).fits(path) == fits
+
+
+def test_a_fault_waits_for_a_request_that_it_fits() -> None:
+    plan = FaultPlan()
+    plan.inject("/", Fault("truncated_zip"), times=1, after=0)
+    assert plan.due("/api/v3/time") is None
+    assert plan.due("/data/a.zip") == Fault("truncated_zip")
+    assert plan.due("/data/a.zip") is None

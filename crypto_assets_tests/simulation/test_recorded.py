@@ -6,16 +6,20 @@ import gzip
 import json
 import tarfile
 import time
+from collections import Counter
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from crypto_assets.intervals import DAY_MS, HOUR_MS, MINUTE_MS
-from crypto_assets.simulation.bars import CLOSE, VOLUME_BASE
+from crypto_assets.simulation.bars import CLOSE, VOLUME_BASE, aggregate
+from crypto_assets.simulation.binance import binance_answer
 from crypto_assets.simulation.recorded import RecordedWorld
 from crypto_assets.simulation.recordings import load_recordings
 from crypto_assets.simulation.render import klines_json
 from crypto_assets.simulation.server import MarketServer
+from crypto_assets.simulation.usdm import usdm_answer
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 from crypto_assets_tests.simulation.clients import at, coingecko_at, exchange_at
 
@@ -277,3 +281,190 @@ def test_a_coin_that_is_only_listed_has_no_chart(coins: RecordedWorld) -> None:
     assert "01coin" in listed
     with pytest.raises(KeyError):
         coins.coin_points("01coin", "1d", 0, LATER, LATER)
+
+
+@pytest.fixture(scope="module")
+def futures() -> RecordedWorld:
+    gravestone = ["um_gravestone/dev/1d.tar.gz", "um_gravestone/dev/1h.tar.gz"]
+    recordings = load_recordings(
+        RECORDED,
+        futures=[*gravestone, "um_1m_vision/*.csv.gz"],
+        unfinished=gravestone,
+        funding=["um_gravestone/dev/funding.tar.gz", "binance_wire/funding/*.csv.gz"],
+        local_hours={"binance_wire/funding/*.csv.gz": 3},
+        open_interest=["um_gravestone/dev/oi_1d.tar.gz"],
+    )
+    return RecordedWorld(recordings)
+
+
+@pytest.fixture(scope="module")
+def lists() -> RecordedWorld:
+    names = ["spot-2018-02-10", "spot-2020-10-09", "spot-2021-03-24", "um-2025-11-26-maybe-testnet"]
+    paths = [f"binance_wire/exchange_info/{name}.json.gz" for name in names]
+    return RecordedWorld(load_recordings(RECORDED, exchange_info=paths))
+
+
+def recorded_list(name: str) -> list[dict]:
+    path = RECORDED / f"binance_wire/exchange_info/{name}.json.gz"
+    return json.loads(gzip.decompress(path.read_bytes()))["symbols"]
+
+
+def fapi(world: RecordedWorld, path: str, now_ms: int, **params: object) -> Any:
+    answer = usdm_answer(world, path, {name: str(value) for name, value in params.items()}, now_ms)
+    return json.loads(answer.body)
+
+
+def test_268_recorded_perpetuals_are_contracts_and_no_pairs(futures: RecordedWorld) -> None:
+    assert futures.all_markets() == []
+    contracts = futures.all_contracts()
+    assert len(contracts) == 268
+    assert {contract.market_type for contract in contracts} == {"perpetual"}
+    assert {"BTC/USDT:USDT", "1000000MOG/USDT:USDT"} <= {contract.symbol for contract in contracts}
+
+
+def test_the_last_bar_of_a_futures_file_was_open_when_recorded_and_is_left_out(
+    futures: RecordedWorld,
+) -> None:
+    last_day = futures.final_bars("BTC/USDT:USDT", "1d", 0, LATER).open_ms[-1]
+    last_hour = futures.final_bars("BTC/USDT:USDT", "1h", 0, LATER).open_ms[-1]
+    assert (last_day, last_hour) == (at(2026, 3, 18), at(2026, 3, 19, 18))
+    # An archive file is whole.
+    assert futures.final_bars("FIL/USDT:USDT", "1m", 0, LATER).open_ms[-1] == at(2023, 9, 30, 23, 59)
+
+
+def test_recorded_hours_of_a_contract_sum_to_its_recorded_days(futures: RecordedWorld) -> None:
+    start, end = at(2025, 10, 1), at(2026, 3, 1)
+    hours = aggregate(futures.final_bars("BTC/USDT:USDT", "1h", start, end), "1h", "1d")
+    days = futures.final_bars("BTC/USDT:USDT", "1d", start, end)
+    assert hours.open_ms.tolist() == days.open_ms.tolist()
+    assert (hours.values == days.values).all()
+
+
+def test_monthly_futures_files_are_served_by_the_futures_routes(futures: RecordedWorld) -> None:
+    with gzip.open(RECORDED / "um_1m_vision/FILUSDT-1m-2023-08.csv.gz", "rt") as file:
+        lines = [line.split(",") for line in file.read().splitlines()[1:1501]]
+    rows = fapi(
+        futures,
+        "/fapi/v1/klines",
+        LATER,
+        symbol="FILUSDT",
+        interval="1m",
+        limit=1500,
+        startTime=int(lines[0][0]),
+    )
+    assert [[str(value) for value in row] for row in rows] == lines
+
+
+def test_settlements_jitter_by_milliseconds_on_schedules_of_one_four_and_eight_hours(
+    futures: RecordedWorld,
+) -> None:
+    start, now = at(2026, 3, 1), at(2026, 3, 19, 22)
+    jitter, schedules = set(), {}
+    for contract in futures.all_contracts():
+        stamps = futures.final_funding(contract.symbol, start, now).settled_ms
+        jitter |= set((stamps % HOUR_MS).tolist())
+        schedules[contract.symbol] = futures.funding_hours(contract.symbol, now)
+    assert {0, 1, 14} <= jitter
+    assert max(jitter) < 1000
+    counts = Counter(schedules.values())
+    assert counts[4] > counts[8] > counts[1] > 0
+    assert schedules["BTC/USDT:USDT"] == 8
+    told = {row["symbol"]: row["fundingIntervalHours"] for row in fapi(futures, "/fapi/v1/fundingInfo", now)}
+    assert "BTCUSDT" not in told
+    assert len(told) == sum(count for hours, count in counts.items() if hours != 8)
+
+
+def test_a_recorded_schedule_changes_and_is_seen_to_change(futures: RecordedWorld) -> None:
+    symbol = "ENSO/USDT:USDT"
+    stamps = futures.final_funding(symbol, 0, LATER).settled_ms.tolist()
+    hours = [futures.funding_hours(symbol, stamp) for stamp in stamps[1:]]
+    assert set(hours) == {1, 4}
+    assert futures.funding_hours(symbol, stamps[0] - 1) is None
+
+
+def test_old_funding_was_recorded_in_utc_plus_three(futures: RecordedWorld) -> None:
+    rows = fapi(futures, "/fapi/v1/fundingRate", LATER, symbol="BTCUSDT", limit=6, startTime=at(2019, 12, 1))
+    assert [row["fundingTime"] for row in rows[:3]] == [at(2020, 1, 1, hour) for hour in (0, 8, 16)]
+    # The live exchange answered the same.
+    mock = json.loads(
+        gzip.decompress((RECORDED / "binance_wire/gocryptotrader/binance-http.json.gz").read_bytes())
+    )
+    cases = mock["routes"]["/fapi/v1/fundingRate"]["GET"]
+    real = next(
+        case["data"] for case in cases if case["data"] and case["data"][0]["fundingTime"] == at(2020, 1, 1)
+    )
+    ours = [(row["symbol"], row["fundingTime"], row["fundingRate"]) for row in rows]
+    assert ours == [(row["symbol"], row["fundingTime"], row["fundingRate"]) for row in real]
+
+
+def test_recorded_funding_is_negative_at_times_and_has_no_mark_price(futures: RecordedWorld) -> None:
+    funding = futures.final_funding("BTC/USDT:USDT", 0, LATER)
+    assert (funding.rate < 0).any()
+    assert set(funding.mark_price.tolist()) == {-1}
+    assert len(funding) == 4383 + 200
+
+
+def test_recorded_open_interest_is_served_for_a_month_as_recorded(futures: RecordedWorld) -> None:
+    now = at(2026, 3, 20, 5)
+    rows = fapi(futures, "/futures/data/openInterestHist", now, symbol="0GUSDT", period="1d", limit=500)
+    assert len(rows) == 28
+    assert rows[0] == {
+        "symbol": "0GUSDT",
+        "sumOpenInterest": "18986450.00000000",
+        "sumOpenInterestValue": "12411442.36500000",
+        "timestamp": 1771632000000,
+    }
+    assert fapi(futures, "/futures/data/openInterestHist", now, symbol="0GUSDT", period="1h") == []
+    later = fapi(
+        futures, "/futures/data/openInterestHist", now + 5 * DAY_MS, symbol="0GUSDT", period="1d", limit=500
+    )
+    assert [row["timestamp"] for row in later] == [
+        row["timestamp"] for row in rows if row["timestamp"] > now - 25 * DAY_MS
+    ]
+
+
+def test_pairs_and_states_are_those_of_the_list_of_their_time(lists: RecordedWorld) -> None:
+    with MarketServer(lists, clock="2018-02-11") as market:
+        exchange = exchange_at(market)
+        for moment, name, states in (
+            ("2018-02-11", "spot-2018-02-10", {"TRADING": 265}),
+            ("2020-10-10", "spot-2020-10-09", {"TRADING": 815, "BREAK": 274}),
+            ("2021-03-25", "spot-2021-03-24", {"TRADING": 1000, "BREAK": 363}),
+        ):
+            market.clock.set(moment)
+            served = {entry["symbol"]: entry for entry in exchange.public_get_exchangeinfo()["symbols"]}
+            assert served == {entry["symbol"]: entry for entry in recorded_list(name)}
+            assert Counter(entry["status"] for entry in served.values()) == states
+    assert lists.markets(at(2018, 2, 9)) == []
+
+
+def test_the_status_zoo_of_contracts_is_served_as_recorded(lists: RecordedWorld) -> None:
+    answer = usdm_answer(lists, "/fapi/v1/exchangeInfo", {}, at(2025, 11, 27))
+    served = {entry["symbol"]: entry for entry in json.loads(answer.body)["symbols"]}
+    assert served == {entry["symbol"]: entry for entry in recorded_list("um-2025-11-26-maybe-testnet")}
+    assert len(served) == 647
+    states = {"TRADING", "PENDING_TRADING", "SETTLING", "DELIVERING", "PRE_SETTLE"}
+    assert {entry["status"] for entry in served.values()} == states
+    assert "CURRENT_QUARTER DELIVERING" in {entry["contractType"] for entry in served.values()}
+    assert "币安人生USDT" in served
+    assert {market.market_type for market in lists.all_contracts()} == {"perpetual", "delivery"}
+    dated = lists.contract("BTCUSDT_251226", at(2025, 11, 27))
+    assert dated is not None and dated.symbol == "BTC/USDT:USDT-251226"
+    bitcoin = lists.contract("ETHBTC", at(2025, 11, 27))
+    assert bitcoin is not None and bitcoin.symbol == "ETH/BTC:BTC"
+
+
+def test_a_market_of_which_only_the_listing_was_recorded_has_no_rows(lists: RecordedWorld) -> None:
+    now = at(2021, 3, 25)
+    for path, params in (
+        ("klines", {"symbol": "ETHBTC", "interval": "1h"}),
+        ("ticker/24hr", {"symbol": "ETHBTC"}),
+    ):
+        answer = binance_answer(lists, f"/api/v3/{path}", params, now)
+        assert answer.status == 200
+        assert json.loads(answer.body) == [] or float(json.loads(answer.body)["lastPrice"]) == 0
+    book = json.loads(binance_answer(lists, "/api/v3/depth", {"symbol": "ETHBTC"}, now).body)
+    assert book["bids"] == book["asks"] == []
+    later = at(2025, 11, 27)
+    assert fapi(lists, "/fapi/v1/klines", later, symbol="EOSUSDT", interval="1h") == []
+    assert fapi(lists, "/fapi/v1/depth", later, symbol="EOSUSDT")["code"] == -4108

@@ -236,3 +236,152 @@ def test_recordings_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     assert list(recordings.klines) == [("AAA/USDT", "1h")]
     with pytest.raises(ValueError, match="AAAUSDT-1h.json"):
         RecordedWorld(recordings).all_markets()
+
+
+def contract_entry(symbol: str, kind: str, status: str, delivery_ms: int = 4133404800000) -> dict[str, Any]:
+    return {
+        "symbol": symbol,
+        "contractType": kind,
+        "status": status,
+        "baseAsset": "AAA",
+        "quoteAsset": "USDT",
+        "marginAsset": "USDT",
+        "onboardDate": _FIRST,
+        "deliveryDate": delivery_ms,
+        "filters": [
+            {"filterType": "PRICE_FILTER", "tickSize": "0.10"},
+            {"filterType": "LOT_SIZE", "stepSize": "0.001"},
+            {"filterType": "MIN_NOTIONAL", "notional": "100"},
+        ],
+    }
+
+
+def test_klines_of_contracts_and_pairs_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+    (tmp_path / "spot").mkdir()
+    (tmp_path / "um").mkdir()
+    (tmp_path / "spot/AAAUSDT-1h.json").write_text(json.dumps(WIRE[:1]))
+    for name in ("AAAUSDT-1h.json", "AAAUSDT_250328-1h.json"):
+        (tmp_path / "um" / name).write_text(json.dumps(WIRE))
+    world = RecordedWorld(load_recordings(tmp_path, ["spot/*"], futures=["um/*"]))
+    assert [market.symbol for market in world.all_markets()] == ["AAA/USDT"]
+    found = {market.symbol: market for market in world.all_contracts()}
+    assert set(found) == {"AAA/USDT:USDT", "AAA/USDT:USDT-250328"}
+    dated = found["AAA/USDT:USDT-250328"]
+    assert (dated.exchange_symbol, dated.market_type, dated.settle) == ("AAAUSDT_250328", "delivery", "USDT")
+    lengths = [
+        len(world.klines(symbol, "1h", now_ms=LATER, limit=9)) for symbol in ("AAA/USDT", "AAA/USDT:USDT")
+    ]
+    assert lengths == [1, 2]
+    assert world.contract("AAAUSDT", LATER) == found["AAA/USDT:USDT"]
+
+
+def test_the_last_row_of_an_unfinished_file_is_left_out_of_each_symbol(tmp_path: Path) -> None:
+    members = {f"1h/{name}USDT.csv": csv_of(WIRE, header=True) for name in ("AAA", "BBB")}
+    (tmp_path / "1h.tar.gz").write_bytes(tar_of(members))
+    for unfinished, opens in (([], [_FIRST, _SECOND]), (["1h*"], [_FIRST])):
+        world = RecordedWorld(load_recordings(tmp_path, futures=["*.tar.gz"], unfinished=unfinished))
+        for market in world.all_contracts():
+            assert world.klines(market.symbol, "1h", now_ms=LATER, limit=9).open_ms.tolist() == opens
+            assert market.last_ms == opens[-1]
+
+
+def test_funding_of_all_forms_is_joined_and_the_later_file_wins(tmp_path: Path) -> None:
+    (tmp_path / "AAAUSDT-funding-1.csv").write_text(
+        "Symbol,Date,Funding Rate\nAAA-USDT,2025-01-01 03:00:00.002,-0.0001\n"
+    )
+    wire = [
+        {"symbol": "AAAUSDT", "fundingTime": _FIRST + 2, "fundingRate": "0.00010000", "markPrice": "1.5"},
+        {"symbol": "AAAUSDT", "fundingTime": _SECOND, "fundingRate": "-0.00020000", "markPrice": ""},
+    ]
+    (tmp_path / "AAAUSDT-funding-2.json").write_text(json.dumps(wire))
+    archive = b"calc_time,funding_interval_hours,last_funding_rate\n%d,1,0.00030000\n" % (_THIRD + 7)
+    (tmp_path / "AAAUSDT-fundingRate-2025-01.csv.gz").write_bytes(gzip.compress(archive))
+    recordings = load_recordings(tmp_path, funding=["AAA*"], local_hours={"*-1.csv": 3})
+    funding = RecordedWorld(recordings).final_funding("AAA/USDT:USDT", 0, LATER)
+    assert funding.settled_ms.tolist() == [_FIRST + 2, _SECOND, _THIRD + 7]
+    assert funding.rate.tolist() == [10_000, -20_000, 30_000]
+    assert funding.mark_price.tolist() == [150_000_000, -1, -1]
+    assert RecordedWorld(recordings).funding_hours("AAA/USDT:USDT", LATER) == 1
+
+
+def test_open_interest_of_a_coarser_period_is_picked_from_the_finer_one(tmp_path: Path) -> None:
+    lines = [f"{_FIRST + i * 900_000},AAAUSDT,{i}.5,{i}.25" for i in range(9)]
+    content = "\n".join(["timestamp,symbol,sum_open_interest,sum_open_interest_value", *lines]).encode()
+    (tmp_path / "oi_15m.tar.gz").write_bytes(tar_of({"oi_15m/AAAUSDT.csv": content}))
+    world = RecordedWorld(load_recordings(tmp_path, open_interest=["*.tar.gz"]))
+    hourly = world.final_open_interest("AAA/USDT:USDT", "1h", 0, LATER)
+    assert hourly.stamp_ms.tolist() == [_FIRST, _SECOND, _THIRD]
+    assert hourly.base.tolist() == [50_000_000, 450_000_000, 850_000_000]
+    assert len(world.final_open_interest("AAA/USDT:USDT", "15m", 0, LATER)) == 9
+    assert len(world.final_open_interest("AAA/USDT:USDT", "5m", 0, LATER)) == 0
+
+
+def test_lists_say_which_markets_there_are_and_bars_know_what_came_after(tmp_path: Path) -> None:
+    def info(name: str, told_ms: int, *entries: dict[str, Any]) -> str:
+        (tmp_path / name).write_text(json.dumps({"serverTime": told_ms, "symbols": entries}))
+        return name
+
+    day = [at(2025, 1, day) for day in range(1, 9)]
+    first = info(
+        "1.json",
+        day[1],
+        contract_entry("AAAUSDT", "PERPETUAL", "TRADING"),
+        contract_entry("AAAUSDT_250328", "CURRENT_QUARTER", "TRADING", at(2025, 3, 28, 8)),
+    )
+    second = info("2.json", day[4], contract_entry("AAAUSDT", "TRADIFI_PERPETUAL", "PRE_SETTLE"))
+    late = [
+        [day[5] + i * 3_600_000, *row[1:6], day[5] + (i + 1) * 3_600_000 - 1, *row[7:]]
+        for i, row in enumerate(WIRE)
+    ]
+    (tmp_path / "AAAUSDT-1h.json").write_text(json.dumps(WIRE + late))
+    recordings = load_recordings(tmp_path, futures=["AAA*"], exchange_info=[second, first])
+    world = RecordedWorld(recordings)
+
+    def seen(now_ms: int) -> dict[str, str]:
+        return {market.symbol: world.status(market, now_ms) for market in world.contracts(now_ms)}
+
+    perpetual, dated = "AAA/USDT:USDT", "AAA/USDT:USDT-250328"
+    assert seen(day[0] - 1) == {}
+    assert seen(day[0]) == {perpetual: "TRADING"}
+    assert seen(day[1]) == {perpetual: "TRADING", dated: "TRADING"}
+    assert seen(day[4]) == {perpetual: "PRE_SETTLE"}
+    # It traded on for two hours, and then no more.
+    assert seen(day[5] + 1) == {perpetual: "TRADING"}
+    assert seen(day[7]) == {perpetual: "SETTLING"}
+    market = world.contract("AAAUSDT", day[4])
+    assert market is not None and (market.tick, market.lot, market.min_notional) == (10**7, 10**5, 10**10)
+    words = [(world.description(market, now) or {}).get("contractType") for now in (day[0], day[1], day[4])]
+    assert words == [None, "PERPETUAL", "TRADIFI_PERPETUAL"]
+
+
+def test_two_entries_of_the_same_assets_are_two_markets(tmp_path: Path) -> None:
+    entries = [contract_entry(name, "PERPETUAL", "TRADING") for name in ("AAA", "AAAUSDT", "AAAX")]
+    (tmp_path / "info.json").write_text(json.dumps({"serverTime": 1, "symbols": entries}))
+    world = RecordedWorld(load_recordings(tmp_path, exchange_info="info.json"))
+    named = {market.exchange_symbol: market.symbol for market in world.contracts(LATER)}
+    assert named["AAAUSDT"] == "AAA/USDT:USDT"
+    assert len(set(named.values())) == len(named) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "complaint"),
+    [
+        ("?.csv", b"a,b", "funding", "says no symbol"),
+        ("AAAUSDT.csv", b"when,what\n1,2", "funding", "AAAUSDT.csv is no list of settlements"),
+        ("AAAUSDT.csv", b"a,b", "open_interest", "says no period"),
+        ("AAAUSDT-oi-1h.csv", b"a,b\n1,2", "open_interest", "is no open interest"),
+        ("AAAXYZ.csv", b"a,b", "funding", "no known quote"),
+    ],
+)
+def test_files_of_contracts_that_cannot_be_read_are_named(
+    tmp_path: Path, name: str, content: bytes, kind: str, complaint: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        recordings = load_recordings(
+            tmp_path,
+            funding=["*"] if kind == "funding" else [],
+            open_interest=["*"] if kind == "open_interest" else [],
+        )
+        for load in (*recordings.funding.values(), *recordings.open_interest.values()):
+            load()

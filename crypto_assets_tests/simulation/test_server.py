@@ -13,8 +13,10 @@ import pytest
 import requests
 
 from crypto_assets.intervals import DAY_MS, HOUR_MS
+from crypto_assets.simulation.clock import FakeSeconds
 from crypto_assets.simulation.faults import Fault, slow, status
-from crypto_assets.simulation.server import Clock, MarketServer, serve
+from crypto_assets.simulation.hostile import HostilePlan
+from crypto_assets.simulation.server import MarketServer, serve
 from crypto_assets.simulation.synthetic import SyntheticWorld
 from crypto_assets.simulation.world import Restatement
 from crypto_assets_tests.simulation.clients import at, coingecko_at, exchange_at
@@ -23,35 +25,9 @@ from crypto_assets_tests.simulation.conftest import NOW, START
 KLINES = {"symbol": "BTCUSDT", "interval": "1h", "limit": 500}
 
 
-class Seconds:
-    """A real clock that stands until it is moved."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def post(url: str, body: object) -> dict:
     request = urllib.request.Request(url, json.dumps(body).encode(), method="POST")
     return json.loads(urllib.request.urlopen(request).read())
-
-
-def test_a_clock_stands_unless_it_has_a_speed() -> None:
-    seconds = Seconds(50.0)
-    clock = Clock("2023-01-01T00:00:00", real_seconds=seconds)
-    seconds.now += 10
-    assert clock.now_ms() == at(2023, 1, 1)
-    clock.set("2023-01-02", speed=60)
-    seconds.now += 2.5
-    assert clock.now_ms() == at(2023, 1, 2, 0, 2, 30)
-    clock.set(at(2022, 1, 1))
-    assert (clock.now_ms(), clock.speed) == (at(2022, 1, 1), 60)
-
-
-def test_aware_and_naive_moments_mean_utc() -> None:
-    assert Clock("2023-01-01T02:00:00+02:00").now_ms() == Clock("2023-01-01").now_ms() == at(2023, 1, 1)
 
 
 def test_the_clock_decides_what_is_served(market: MarketServer) -> None:
@@ -99,19 +75,19 @@ def test_requests_are_logged_and_counted(market: MarketServer) -> None:
 
 
 def test_used_weight_is_counted_by_the_real_minute(synthetic_world: SyntheticWorld) -> None:
-    seconds = Seconds(6_000_000.0)
+    seconds = FakeSeconds(6_000_000.0)
     with MarketServer(synthetic_world, clock=NOW, real_seconds=seconds) as market:
         exchange = exchange_at(market)
         used = []
         for second in (0, 59, 60):
-            seconds.now = 6_000_000.0 + second
+            seconds.reach(6_000_000.0 + second)
             exchange.public_get_klines(KLINES)
             used.append(exchange.last_response_headers["X-MBX-USED-WEIGHT-1M"])
         assert used == ["2", "4", "2"]
 
 
 def test_too_much_weight_is_a_429_until_the_minute_ends(synthetic_world: SyntheticWorld) -> None:
-    seconds = Seconds(6_000_015.0)
+    seconds = FakeSeconds(6_000_015.0)
     with MarketServer(synthetic_world, clock=NOW, weight_limit=4, real_seconds=seconds) as market:
         exchange = exchange_at(market)
         for _ in range(2):
@@ -119,8 +95,116 @@ def test_too_much_weight_is_a_429_until_the_minute_ends(synthetic_world: Synthet
         with pytest.raises(ccxt.DDoSProtection, match="-1003"):
             exchange.public_get_klines(KLINES)
         assert exchange.last_response_headers["Retry-After"] == "45"
-        seconds.now += 45
+        seconds.sleep(45)
         assert len(exchange.public_get_klines(KLINES)) == 500
+
+
+def test_spot_and_futures_have_budgets_of_their_own(synthetic_world: SyntheticWorld) -> None:
+    seconds = FakeSeconds(6_000_015.0)
+    with MarketServer(
+        synthetic_world, clock=NOW, weight_limit=2, usdm_weight_limit=5, real_seconds=seconds
+    ) as market:
+        exchange = exchange_at(market)
+        exchange.public_get_klines(KLINES)
+        assert exchange.last_response_headers["X-MBX-USED-WEIGHT-1M"] == "2"
+        exchange.fapipublic_get_klines(KLINES | {"limit": 1000})
+        assert exchange.last_response_headers["X-MBX-USED-WEIGHT-1M"] == "5"
+        with pytest.raises(ccxt.DDoSProtection, match="current limit is 2400"):
+            exchange.fapipublic_get_klines(KLINES | {"limit": 1000})
+        with pytest.raises(ccxt.DDoSProtection, match="current limit is 6000"):
+            exchange.public_get_klines(KLINES)
+        assert [order.budget for order in market.log.orders] == ["usdm", "spot"]
+
+
+def test_a_request_inside_a_retry_after_is_found_and_one_after_it_is_not(
+    synthetic_world: SyntheticWorld,
+) -> None:
+    seconds = FakeSeconds()
+    with MarketServer(synthetic_world, clock=NOW, real_seconds=seconds) as market:
+        market.inject("/api/v3/time", status(429, 7))
+        time = f"{market.url}/api/v3/time"
+        assert requests.get(time, timeout=5).headers["Retry-After"] == "7"
+        seconds.sleep(6.9)
+        requests.get(time, timeout=5)
+        requests.get(f"{market.url}/fapi/v1/time", timeout=5)
+        requests.get(f"{market.coingecko_url}ping", timeout=5)
+        seconds.sleep(0.1)
+        requests.get(time, timeout=5)
+        assert [(r.path, r.at_s - 1_700_000_000) for r in market.violations()] == [
+            ("/api/v3/time", pytest.approx(6.9))
+        ]
+        assert market.violations(n_in_flight=1) == []
+        told = requests.get(f"{market.url}/_market/violations", timeout=5).json()
+        assert [entry["number"] for entry in told] == [1]
+        assert requests.get(f"{market.url}/_market/violations?in_flight=1", timeout=5).json() == []
+        assert requests.get(f"{market.url}/_market/violations?in_flight=x", timeout=5).status_code == 400
+
+
+def test_a_ban_without_an_end_lasts_two_minutes(synthetic_world: SyntheticWorld) -> None:
+    seconds = FakeSeconds()
+    with MarketServer(synthetic_world, clock=NOW, real_seconds=seconds) as market:
+        market.inject("/fapi/", status(418))
+        with pytest.raises(ccxt.DDoSProtection, match=str(NOW + 120_000)):
+            exchange_at(market).fapipublic_get_time()
+        for wait_s in (119.9, 0.1):
+            seconds.sleep(wait_s)
+            exchange_at(market).fapipublic_get_time()
+        assert [request.number for request in market.violations()] == [1]
+
+
+def test_a_client_that_was_killed_need_not_have_heard(market: MarketServer) -> None:
+    market.inject("/api/v3/time", status(429, 60))
+    for _ in range(2):
+        requests.get(f"{market.url}/api/v3/time", timeout=5)
+    assert len(market.violations()) == 1
+    market.log.forgive(last_s=60)
+    assert market.violations() == []
+
+
+def test_another_process_sleeps_on_the_clock_of_the_server(
+    synthetic_world: SyntheticWorld, market: MarketServer
+) -> None:
+    seconds = FakeSeconds(1000.0)
+    with MarketServer(synthetic_world, clock=NOW, real_seconds=seconds) as fake:
+        assert post(f"{fake.url}/_market/seconds", {"sleep": 2.5}) == {"seconds": 1002.5}
+        assert requests.get(f"{fake.url}/_market/seconds", timeout=5).json() == {"seconds": 1002.5}
+        assert seconds() == 1002.5
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(f"{fake.url}/_market/seconds", {"sleep": "long"})
+        assert "give" in json.loads(refused.value.read())["error"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(f"{market.url}/_market/seconds", {"sleep": 2.5})
+    assert "real time" in json.loads(refused.value.read())["error"]
+
+
+def test_the_aggregator_tells_plans_apart_where_it_is_asked_to(
+    synthetic_world: SyntheticWorld, market: MarketServer
+) -> None:
+    old = {"vs_currency": "usd", "from": START // 1000 - 400 * 86_400, "to": NOW // 1000}
+    with MarketServer(synthetic_world, clock=NOW, coingecko_plans=True) as strict:
+        statuses = [
+            requests.get(
+                f"{server.coingecko_url}coins/bitcoin/market_chart/range", old, headers=key, timeout=5
+            ).status_code
+            for server, key in (
+                (market, {}),
+                (strict, {"X-CG-Demo-API-Key": "k"}),
+                (strict, {"X-CG-Pro-API-Key": "k"}),
+            )
+        ]
+    assert statuses == [200, 401, 200]
+
+
+def test_each_source_has_its_own_error_body(market: MarketServer) -> None:
+    def error(path: str, code: int) -> requests.Response:
+        market.inject(path, status(code))
+        return requests.get(market.url + path, timeout=5)
+
+    assert error("/fapi/v1/time", 418).json()["code"] == -1003
+    assert error("/bybit/v5/market/time", 429).json()["retCode"] == 10006
+    assert error("/bybit/v5/market/time", 500).json()["retCode"] == 10016
+    assert b"<Code>SlowDown</Code>" in error("/data/spot/x.zip", 429).content
+    assert error("/coingecko/api/v3/ping", 500).json()["status"]["error_code"] == 500
 
 
 @pytest.mark.parametrize("kind", ["html_200", "truncated_json", "empty_200"])
@@ -215,7 +299,15 @@ def test_control_routes_move_the_clock_show_requests_and_inject_faults(market: M
     assert exchange.public_get_time() == ""
     log = requests.get(f"{market.url}/_market/requests?prefix=/api", timeout=5).json()
     assert [entry["status"] for entry in log] == [200, 503, 200]
-    assert log[0] == {"method": "GET", "path": "/api/v3/time", "query": {}, "status": 200}
+    told = {
+        "method": "GET",
+        "path": "/api/v3/time",
+        "query": {},
+        "status": 200,
+        "budget": "spot",
+        "number": 0,
+    }
+    assert {name: log[0][name] for name in told} == told
 
 
 @pytest.mark.parametrize(
@@ -236,6 +328,12 @@ def test_control_routes_refuse_what_they_do_not_understand(
         post(f"{market.url}/_market/{route}", body)
     assert refused.value.code == 400
     assert "give" in json.loads(refused.value.read())["error"]
+
+
+def test_a_plan_goes_with_its_own_world(synthetic_world: SyntheticWorld) -> None:
+    plan = HostilePlan(1, synthetic_world, symbols=["BTC/USDT"], defect_frac=0)
+    with pytest.raises(ValueError, match="another world"):
+        MarketServer(synthetic_world, clock=NOW, hostile=plan)
 
 
 def test_only_loopback_is_served(market: MarketServer, synthetic_world: SyntheticWorld) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from crypto_assets.intervals import DAY_MS, HOUR_MS, MINUTE_MS
 from crypto_assets.simulation.bars import (
     CLOSE,
     HIGH,
+    LOW,
     OPEN,
     UNKNOWN,
     VOLUME_BASE,
@@ -23,13 +26,15 @@ from crypto_assets.simulation.bars import (
 )
 from crypto_assets.simulation.recorded import RecordedWorld, Recordings
 from crypto_assets.simulation.synthetic import SyntheticWorld
-from crypto_assets.simulation.world import Restatement, World
+from crypto_assets.simulation.world import Kind, Restatement, World
 from crypto_assets_tests.simulation.clients import at
 from crypto_assets_tests.simulation.test_bars import make_bars
 
 START = at(2023, 1, 1)
 SPAN_DAYS = 6
 WORLD = SyntheticWorld(11, START, START + SPAN_DAYS * DAY_MS, story_days=6)
+SERIES: list[tuple[str, Kind]] = [(symbol, "trade") for symbol in ("BTC/USDT", "ARB/USDT", "SRM/USDT")]
+SERIES += [(symbol, kind) for symbol in ("BTC/USDT:USDT", "SRM/USDT:USDT") for kind in get_args(Kind)]
 INTERVALS = ["1m", "5m", "1h", "4h", "1d", "3d", "1w", "1M"]
 
 moments = st.integers(START - HOUR_MS, START + SPAN_DAYS * DAY_MS + HOUR_MS)
@@ -53,11 +58,12 @@ def hourly_world(*series: tuple[str, Bars]) -> RecordedWorld:
 @settings(max_examples=80, deadline=None)
 @given(
     now=moments,
-    symbol=st.sampled_from(["BTC/USDT", "ARB/USDT", "SRM/USDT"]),
+    series=st.sampled_from(SERIES),
     interval=st.sampled_from(INTERVALS),
 )
-def test_nothing_is_served_from_the_future(now: int, symbol: str, interval: str) -> None:
-    bars = WORLD.klines(symbol, interval, now_ms=now, limit=1000)
+def test_nothing_is_served_from_the_future(now: int, series: tuple[str, Kind], interval: str) -> None:
+    symbol, kind = series
+    bars = WORLD.klines(symbol, interval, now_ms=now, limit=1000, kind=kind)
     assert (bars.open_ms <= now).all()
     is_open = bar_end(bars.open_ms, interval) > now
     assert is_open.sum() <= 1
@@ -73,13 +79,14 @@ def test_a_window_ends_now_whatever_was_asked(interval: str) -> None:
 @settings(max_examples=80, deadline=None)
 @given(
     pair=st.tuples(moments, moments).map(sorted),
-    symbol=st.sampled_from(["BTC/USDT", "ARB/USDT", "SRM/USDT"]),
+    series=st.sampled_from(SERIES),
     interval=st.sampled_from(INTERVALS),
 )
-def test_what_was_closed_never_changes(pair: list[int], symbol: str, interval: str) -> None:
-    early, late = pair
-    then = closed(WORLD.window(symbol, interval, START - 40 * DAY_MS, early + 1, early), interval, early)
-    now = closed(WORLD.window(symbol, interval, START - 40 * DAY_MS, late + 1, late), interval, early)
+def test_what_was_closed_never_changes(pair: list[int], series: tuple[str, Kind], interval: str) -> None:
+    (early, late), (symbol, kind) = pair, series
+    first = START - 40 * DAY_MS
+    then = closed(WORLD.window(symbol, interval, first, early + 1, early, kind), interval, early)
+    now = closed(WORLD.window(symbol, interval, first, late + 1, late, kind), interval, early)
     assert same(then, now)
 
 
@@ -90,14 +97,16 @@ def test_what_was_closed_never_changes(pair: list[int], symbol: str, interval: s
     end=st.none() | moments,
     limit=st.integers(1, 50),
     interval=st.sampled_from(INTERVALS),
+    series=st.sampled_from(SERIES),
 )
 def test_a_page_is_the_first_or_last_rows_of_the_window(
-    now: int, start: int | None, end: int | None, limit: int, interval: str
+    now: int, start: int | None, end: int | None, limit: int, interval: str, series: tuple[str, Kind]
 ) -> None:
+    symbol, kind = series
     low = START - 40 * DAY_MS if start is None else start
     high = now if end is None else end
-    whole = WORLD.window("SRM/USDT", interval, low, high + 1, now)
-    page = WORLD.klines("SRM/USDT", interval, now_ms=now, limit=limit, start_ms=start, end_ms=end)
+    whole = WORLD.window(symbol, interval, low, high + 1, now, kind)
+    page = WORLD.klines(symbol, interval, now_ms=now, limit=limit, start_ms=start, end_ms=end, kind=kind)
     assert same(page, whole.take(slice(-limit, None) if start is None else slice(limit)))
 
 
@@ -182,9 +191,11 @@ def test_a_long_hole_costs_few_reads() -> None:
     class Counting(RecordedWorld):
         n_reads = 0
 
-        def final_bars(self, symbol: str, interval: str, start_ms: int, end_ms: int) -> Bars:
+        def final_bars(
+            self, symbol: str, interval: str, start_ms: int, end_ms: int, kind: Kind = "trade"
+        ) -> Bars:
             self.n_reads += 1
-            return super().final_bars(symbol, interval, start_ms, end_ms)
+            return super().final_bars(symbol, interval, start_ms, end_ms, kind)
 
     bars = make_bars([0, 5000 * DAY_MS], MINUTE_MS, [[1] * 8] * 2)
     world = Counting(Recordings({("AAA/USDT", "1m"): lambda: bars}))
@@ -251,6 +262,89 @@ def test_a_restatement_that_cannot_be_is_refused(restatement: Restatement, compl
     assert world.restatements == []
 
 
+@settings(max_examples=40, deadline=None)
+@given(pair=st.tuples(moments, moments).map(sorted), limit=st.integers(1, 40), at_start=st.booleans())
+def test_settlements_that_happened_never_change_and_none_comes_early(
+    pair: list[int], limit: int, at_start: bool
+) -> None:
+    early, late = pair
+    first = START if at_start else None
+    then = WORLD.funding("DOGE/USDT:USDT", now_ms=early, limit=limit, start_ms=first)
+    now = WORLD.funding("DOGE/USDT:USDT", now_ms=late, limit=limit, start_ms=first, end_ms=early)
+    assert (then.settled_ms <= early).all()
+    for name in ("settled_ms", "rate", "mark_price"):
+        assert np.array_equal(getattr(then, name), getattr(now, name))
+
+
+def test_an_open_premium_bar_walks_from_its_open_and_takes_in_the_minutes_so_far() -> None:
+    now = START + 5 * HOUR_MS + 17 * MINUTE_MS + 30_000
+    hour = WORLD.klines("ETH/USDT:USDT", "1h", now_ms=now, limit=1, kind="premium")
+    minutes = WORLD.window("ETH/USDT:USDT", "1m", START + 5 * HOUR_MS, now + 1, now, "premium")
+    final = WORLD.klines("ETH/USDT:USDT", "1m", now_ms=now + HOUR_MS, limit=1, end_ms=now, kind="premium")
+    assert hour.values[OPEN, 0] == minutes.values[OPEN, 0]
+    assert hour.values[CLOSE, 0] == minutes.values[CLOSE, -1]
+    assert minutes.values[OPEN, -1] == final.values[OPEN, 0]
+    assert final.values[LOW, 0] <= minutes.values[CLOSE, -1] <= final.values[HIGH, 0]
+    assert hour.n_trades[0] == 17 * 12 + 6
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_candle_of_a_contract_is_restated_in_its_kind_alone(kind: Kind) -> None:
+    world = SyntheticWorld(11, START, START + SPAN_DAYS * DAY_MS, "1h")
+    symbol, hour, published = "ETH/USDT:USDT", START + 5 * HOUR_MS, START + 2 * DAY_MS
+
+    def closes(now_ms: int) -> dict[str, list[int]]:
+        return {
+            f"{interval} {kind}": world.window(symbol, interval, START + 4 * HOUR_MS, hour + 1, now_ms, kind)
+            .values[HIGH]
+            .tolist()
+            for kind in get_args(Kind)
+            for interval in ("1h", "4h")
+        }
+
+    before = closes(published - 1)
+    world.restate(Restatement(symbol, hour, published, high="99999", kind=kind))
+    assert closes(published - 1) == before
+    changed = {name for name, values in closes(published).items() if values != before[name]}
+    assert changed == {f"1h {kind}", f"4h {kind}"}
+    spot = world.window("ETH/USDT", "1h", hour, hour + 1, published)
+    assert spot.values[HIGH, 0] < 99_999 * 10**8
+
+
+def test_a_late_candle_without_volumes_is_enough_of_an_index_and_not_of_trades() -> None:
+    world = SyntheticWorld(11, START, START + SPAN_DAYS * DAY_MS, "1h", story_days=6)
+    symbol, end = "SRM/USDT:USDT", START + 3 * DAY_MS + 9 * HOUR_MS
+    late_candle = Restatement(symbol, end, end + DAY_MS, open="-0.001", high="0.002", low="-0.002", close="0")
+    with pytest.raises(ValueError, match="late one"):
+        world.restate(late_candle)
+    world.restate(replace(late_candle, kind="premium"))
+    late = world.window(symbol, "1h", end, end + 1, end + DAY_MS, "premium")
+    assert late.values[: CLOSE + 1, 0].tolist() == [-100_000, 200_000, -200_000, 0]
+
+
+def test_a_pair_has_no_mark_price_to_restate() -> None:
+    world = SyntheticWorld(11, START, START + SPAN_DAYS * DAY_MS, "1h")
+    with pytest.raises(ValueError, match="only stored intervals"):
+        world.restate(Restatement("ETH/USDT", START, START + DAY_MS, high="1", kind="mark"))
+
+
+@pytest.mark.parametrize(
+    ("world", "symbol"),
+    [(hourly_world(("1h", make_bars([0], HOUR_MS, [[5] * 8]))), "AAA/USDT"), (WORLD, "BTC/USDT")],
+    ids=["recorded", "synthetic"],
+)
+def test_a_pair_has_none_of_the_numbers_of_contracts(world: World, symbol: str) -> None:
+    now = START + DAY_MS
+    assert len(world.funding(symbol, now_ms=now, limit=5)) == 0
+    assert len(world.funding(symbol, now_ms=now, limit=5, start_ms=START)) == 0
+    assert world.funding_hours(symbol, now) is None
+    assert len(world.open_interest_now(symbol, now)) == 0
+    assert len(world.klines(symbol, "1h", now_ms=now, limit=5, kind="mark")) == 0
+    assert symbol not in {contract.symbol for contract in world.all_contracts()}
+    seen = world.premium(symbol, now)
+    assert seen is not None and (seen.rate, seen.next_settlement_ms) == (None, None)
+
+
 def test_worlds_read_no_file_no_clock_and_no_environment() -> None:
     folder = Path(crypto_assets.simulation.__file__).parent
     banned = {
@@ -267,7 +361,8 @@ def test_worlds_read_no_file_no_clock_and_no_environment() -> None:
         "aiohttp",
         "requests",
     }
-    for module in ("world", "bars", "synthetic", "synthetic_days", "recorded"):
+    pure = ("world", "bars", "synthetic", "synthetic_days", "synthetic_contracts", "recorded")
+    for module in (*pure, "dialects", "render", "binance", "usdm"):
         tree = ast.parse((folder / f"{module}.py").read_text())
         imported = {
             alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names

@@ -122,12 +122,30 @@ class Catalog:
         columns = ", ".join(
             f'cast("{column.name}" as {column.type}) as "{column.name}"' for column in table.columns
         )
-        if not self.lake.holds(table):
+        sources = self.lake.layout.sources(table)
+        if not sources:
             nothing = ", ".join(f'cast(null as {column.type}) as "{column.name}"' for column in table.columns)
             return f"select {nothing} where false"
-        directory = self.lake.directory(table).resolve()
-        pattern = directory / ("part-*.parquet" if table.clock == "none" else "date=*/part-*.parquet")
-        return f"select {columns} from read_parquet({_literal(str(pattern))}, hive_partitioning = false)"
+        parts = []
+        for pattern, on_date in sources:
+            # A date decides by the names of the folders alone which files are opened.
+            hive = "true, hive_types = {'date': VARCHAR}" if on_date else "false"
+            parts.append(
+                f"select {columns} from read_parquet({_literal(str(pattern.resolve()))}, "
+                f"hive_partitioning = {hive}){f' where {on_date}' if on_date else ''}"
+            )
+        return " union all ".join(parts)
+
+    def is_held(self) -> bool:
+        """Whether somebody still holds an older generation, whose views may show files that are to be removed.
+
+        Known where the kernel tells who holds a file (Linux); elsewhere no.
+        """
+        present = self.path.resolve()
+        return any(
+            generation != present and _open_somewhere(generation)
+            for generation in self.generations.glob("*.duckdb")
+        )
 
 
 def _sound(generation: Path) -> bool:

@@ -48,13 +48,13 @@ class WarehouseResource(dg.ConfigurableResource):
         return Catalog(self.lake)
 
     def watermarks(self, name: str, start: datetime, end: datetime) -> dict[datetime, datetime]:
-        """Day -> watermark of the stored partitions of a raw table inside a window (naive UTC)."""
+        """Start -> watermark of the stored partitions of a raw table inside a window (naive UTC)."""
         table = table_of(name)
         found = {}
-        for key, day, _ in keys_of("daily", start, end):
+        for key, left, _ in keys_of(table.clock, start, end):
             provenance = self.lake.provenance(table, key)
             if provenance is not None and provenance.watermark is not None:
-                found[day] = provenance.watermark
+                found[left] = provenance.watermark
         return found
 
     def watermark(self, start: datetime, end: datetime) -> datetime:
@@ -93,11 +93,16 @@ class WarehouseResource(dg.ConfigurableResource):
         """Series -> ranges that the stored partitions of a raw table have covered inside a window."""
         table = table_of(name)
         ranges: dict[str, list[tuple[datetime, datetime]]] = {}
-        for key, _, _ in keys_of("daily", start, end):
+        for key, _, _ in keys_of(table.clock, start, end):
             provenance = self.lake.provenance(table, key)
             for item in provenance.coverage if provenance else ():
                 ranges.setdefault(item.series, []).extend(item.ranges)
         return ranges
+
+    def read(self, name: str, start: datetime, end: datetime) -> pd.DataFrame:
+        """The rows of the stored partitions of a table inside a window (naive UTC)."""
+        table = table_of(name)
+        return to_pandas(self.lake.read(table, [key for key, _, _ in keys_of(table.clock, start, end)]))
 
     def newest(self, name: str, by: Sequence[str]) -> pd.DataFrame:
         """The row with the latest known_at of every ``by`` group, over all stored partitions."""
@@ -179,7 +184,8 @@ class Publisher:
         if table.write == "merge":
             if window is None or piece.watermark is None:
                 raise WarehouseError(f"{table.name}: a merged piece needs a partition and the source's time")
-            return self.lake.merge(table, piece.partition, piece, provenance, window, piece.watermark)
+            seen_at = piece.seen_at or piece.watermark
+            return self.lake.merge(table, piece.partition, piece, provenance, window, seen_at)
         return self.lake.replace(table, piece.partition or None, piece.rows, provenance, window)
 
 

@@ -1,4 +1,4 @@
-"""The ledger: what sources changed after we had stored it, and rows that were kept out of the tables.
+"""The ledger: what sources changed after we had stored it, rows that were kept out of the tables, files that were read.
 
 Batches are numbered files in a folder of their partition, written before the data they explain; what is recorded
 already is not recorded again, so a kill between ledger and data loses and doubles nothing. ``assets/quality.py``
@@ -7,8 +7,9 @@ publishes it as tables.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -17,15 +18,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crypto_assets.resources.warehouse.conform import conform
-from crypto_assets.resources.warehouse.files import write_durably
+from crypto_assets.resources.warehouse.files import locked, write_durably
 from crypto_assets.schemas import TABLES, Table
 
 REVISIONS = TABLES["quality/revisions"]
 ANOMALIES = TABLES["quality/anomalies"]
+SOURCE_FILES = TABLES["quality/source_files"]
 
 
 class Ledger:
-    """Append-only batches under one folder; a caller holds the lock of the partition that it adds to."""
+    """Append-only batches under one folder; a caller holds the lock of the partition that it adds to.
+
+    Files belong to no partition and have locks of their own.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,13 +63,60 @@ class Ledger:
         if every.num_rows > known.num_rows:
             _add(folder, rows)
 
+    def add_source_file(self, row: Mapping[str, object]) -> None:
+        """Record a file that is about to be read into raw tables; reading the same content again records nothing.
+
+        Parameters
+        ----------
+        row
+            Columns of quality/source_files but ``published_again``, which follows from what is recorded.
+
+        Raises
+        ------
+        ContractError
+            If the row does not fit quality/source_files; nothing was recorded.
+        """
+        schema = SOURCE_FILES.arrow_schema()
+        given = pa.table({name: [value] for name, value in {**row, "published_again": False}.items()})
+        fresh = conform(given, SOURCE_FILES).cast(schema)
+        folder = self._file_folder(str(row["origin"]), str(row["file"]))
+        with locked(folder / ".lock"):
+            readings = _batches(folder)
+            if not readings or readings[-1]["sha256"].to_pylist() != [row["sha256"]]:
+                _add(folder, fresh)
+
+    def source_file(self, origin: str, file: str) -> str | None:
+        """SHA-256 of a file as it was read last; None if it never was."""
+        batches = sorted(self._file_folder(origin, file).glob("batch-*.parquet"))
+        return pq.read_table(batches[-1])["sha256"][0].as_py() if batches else None
+
+    def source_files(self) -> pa.Table:
+        """All files that were read, each content once, with whether another content of the file was read before."""
+        readings = _batches(self.folder / "source_files")
+        rows = _once(readings, SOURCE_FILES).sort_by(
+            [("origin", "ascending"), ("file", "ascending"), ("seen_at", "ascending")]
+        )
+        seen: set[tuple[object, object]] = set()
+        again = []
+        for file in zip(rows["origin"].to_pylist(), rows["file"].to_pylist(), strict=True):
+            again.append(file in seen)
+            seen.add(file)
+        at = SOURCE_FILES.column_names.index("published_again")
+        return conform(rows.set_column(at, "published_again", pa.array(again, pa.bool_())), SOURCE_FILES)
+
+    def _file_folder(self, origin: str, file: str) -> Path:
+        # Names of files are paths and URLs; their hash is always the name of a folder.
+        name = hashlib.sha256(file.encode()).hexdigest()[:32]
+        return self.folder / "source_files" / hashlib.sha256(origin.encode()).hexdigest()[:8] / name
+
     def revisions(self) -> pa.Table:
         """All recorded revisions."""
         return _once(_batches(self.folder / "revisions"), REVISIONS)
 
-    def anomalies(self) -> pa.Table:
-        """All recorded anomalies."""
-        return _once(_batches(self.folder / "anomalies"), ANOMALIES)
+    def anomalies(self, table: Table | None = None, partition: str = "") -> pa.Table:
+        """All recorded anomalies, or those that came with one partition of a table."""
+        folder = self.folder / "anomalies" if table is None else self._folder("anomalies", table, partition)
+        return _once(_batches(folder), ANOMALIES)
 
     def _folder(self, kind: str, table: Table, partition: str) -> Path:
         return self.folder / kind / table.stage / table.table / partition

@@ -14,9 +14,8 @@ from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
-import pyarrow.parquet as pq
 
-from crypto_assets.partitions import DAY, WEEK, keys_of, monday_of
+from crypto_assets.partitions import DAY, WEEK, floor_of, keys_of, length_of, monday_of, start_of
 from crypto_assets.resources.warehouse.conform import content_hash
 from crypto_assets.resources.warehouse.lake import Lake, Provenance, hash_of
 from crypto_assets.schemas import TABLES, Table, table_of
@@ -64,8 +63,16 @@ def window_of_partition(table: Table, partition: str) -> tuple[datetime, datetim
     """Naive UTC window of a partition key; None without partitions."""
     if table.clock == "none":
         return None
-    start = datetime.fromisoformat(partition)
-    return start, start + (DAY if table.clock == "daily" else WEEK)
+    start = start_of(table.clock, partition)
+    return start, start + length_of(table.clock)
+
+
+def _mark_of(path: Path) -> Mark | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 class Lineage:
@@ -139,16 +146,22 @@ class Lineage:
     def fingerprint(self) -> str:
         """A hash that changes when the file of any partition with a clock is added, replaced or removed."""
         tables = {name: table_of(name) for name in (*self.reads, *SOURCES)}
+        periods = {"daily": self.days, "weekly": self._weeks()}
         marks = {
             f"{name} {key}": str(self._mark(table, key))
             for name, table in tables.items()
-            if table.clock != "none"
-            for key in (self._weeks() if table.clock == "weekly" else self.days)
+            for key in periods.get(table.clock, ())
         }
-        return hash_of(marks)
+        hourly = (table for table in tables.values() if table.clock == "hourly")
+        files = (path for table in hourly for path in self.lake.layout.files(table))
+        return hash_of(marks | {str(path): str(_mark_of(path)) for path in files})
 
     def _weeks(self) -> list[str]:
         return sorted({monday_of(datetime.fromisoformat(day).date()).isoformat() for day in self.days})
+
+    def _hours(self, name: str) -> list[str]:
+        upstream = (read.upstream for read in self.reads[name] if read.upstream.clock == "hourly")
+        return sorted({key for table in upstream for key in self.lake.partitions(table)})
 
     def is_whole(self, day: datetime) -> bool:
         """Whether the exchange was read to the end of a UTC day."""
@@ -158,12 +171,11 @@ class Lineage:
     def _mark(self, table: Table, partition: str) -> Mark | None:
         at = (table.name, partition)
         if at not in self._marks:
-            path = self._paths.get(at) or self._paths.setdefault(at, self.lake.path(table, partition))
-            try:
-                status = path.stat()
-                self._marks[at] = (status.st_ino, status.st_mtime_ns)
-            except FileNotFoundError:
-                self._marks[at] = None
+            path = self._paths.get(at) or self.lake.path(table, partition)
+            if table.clock != "hourly":
+                # An hour moves into the file of its day.
+                self._paths[at] = path
+            self._marks[at] = _mark_of(path)
         return self._marks[at]
 
     # -- what a partition reads
@@ -177,11 +189,9 @@ class Lineage:
         window = window_of_partition(table, partition)
         if read.upstream.clock == "none" or window is None:
             return self.lake.partitions(read.upstream)
-        step = DAY if table.clock == "daily" else WEEK
+        step = length_of(table.clock)
         start, end = window[0] + read.first * step, window[1] + read.last * step
-        if read.upstream.clock == "weekly":
-            start = datetime.combine(monday_of(start.date()), datetime.min.time())
-        found = keys_of(read.upstream.clock, start, end)
+        found = keys_of(read.upstream.clock, floor_of(read.upstream.clock, start), end)
         return [key for key, day, _ in found if read.last <= 0 or self.is_whole(day)]
 
     def readers_of(self, source: Table) -> list[str]:
@@ -209,7 +219,7 @@ class Lineage:
         if stored is None:
             return None
         if table.clock == "weekly" and upstream.clock == "daily":
-            return self._version_known_by(datetime.fromisoformat(partition), upstream, key, stored)
+            return self._version_known_by(start_of(table.clock, partition), upstream, key, stored)
         return version_of(stored)
 
     def _version_known_by(self, cut: datetime, upstream: Table, key: str, stored: Provenance) -> str:
@@ -229,9 +239,10 @@ class Lineage:
         mark = self._mark(upstream, key)
         found = self._latest.get((upstream.name, key))
         if mark is not None and (found is None or found[0] != mark):
-            metadata = pq.read_metadata(self.lake.path(upstream, key))
             at = upstream.column_names.index("known_at")
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            stored = self.lake.footer(upstream, key)
+            file = stored[1] if stored is not None else None
+            groups = [] if file is None else [file.metadata.row_group(number) for number in file.groups]
             statistics = [group.column(at).statistics for group in groups if group.num_rows]
             # A column without a value has no statistics.
             bounds = [one.max for one in statistics if one is not None and one.has_min_max]
@@ -271,7 +282,7 @@ class Lineage:
         """
         table = table_of(name)
         if table.clock == "weekly":
-            return self.week_before_is_whole(name, datetime.fromisoformat(partition))
+            return self.week_before_is_whole(name, start_of(table.clock, partition))
         return all(
             self._has_own_period(table, read, partition, (expected or {}).get(read.upstream.name, set()))
             for read in self.reads[name]
@@ -281,15 +292,19 @@ class Lineage:
         if table.clock == "none" or read.upstream.clock == "none":
             return bool(self.lake.partitions(read.upstream))
         source = read.upstream.name not in self.reads
-        if not read.first <= 0 <= read.last or (source and read.upstream is not CLOCKWORK):
-            # What a source has not published yet is unknown, not awaited.
+        if not read.first <= 0 <= read.last:
             return True
-        own = partition
-        if read.upstream.clock == "weekly":
-            own = monday_of(datetime.fromisoformat(partition).date()).isoformat()
-        if read.last > 0 and not self.is_whole(datetime.fromisoformat(own)):
+        if source and read.upstream is not CLOCKWORK and table.clock != "hourly":
+            # What a source has not published yet is unknown, not awaited; what is seen in an hour is all there will be.
+            return True
+        start = start_of(table.clock, partition)
+        whole = floor_of(read.upstream.clock, start)
+        if read.last > 0 and not self.is_whole(whole):
             return False
-        return own in expected or self.provenance(read.upstream, own) is not None
+        return all(
+            own in expected or self.provenance(read.upstream, own) is not None
+            for own, _, _ in keys_of(read.upstream.clock, whole, start + length_of(table.clock))
+        )
 
     def week_before_is_whole(self, name: str, cut: datetime) -> bool:
         """Whether a fit may be made: nothing of the week before its cut is still to come or to be made anew.
@@ -323,9 +338,10 @@ class Lineage:
     def changed(self, names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
         """Derived tables with the partitions that can be made and do not follow from what is stored, in the given order.
 
-        Looked at are the days on which the exchange was read, and their weeks.
+        Looked at are the days on which the exchange was read, their weeks, and the hours that are stored upstream.
         """
         periods = {"daily": self.days, "weekly": self._weeks()}
         for name in names:
-            keys = periods.get(table_of(name).clock, [])
+            clock = table_of(name).clock
+            keys = self._hours(name) if clock == "hourly" else periods.get(clock, [])
             yield name, [key for key in keys if self.change(name, key) is not None]

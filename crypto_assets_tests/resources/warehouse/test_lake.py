@@ -176,11 +176,11 @@ def test_a_merge_adds_new_rows_and_joins_coverage_and_watermark(tmp_path: Path) 
     lake = Lake(tmp_path)
     early, late = MIDNIGHT + timedelta(hours=2), MIDNIGHT + timedelta(hours=4)
     merge(lake, klines([2, 3]), hours(2, 4), watermark=late)
-    done = merge(lake, klines([0, 1]), hours(0, 2), hours(0, 2, "binance|ETH/USDT|1h"), watermark=early)
+    done = merge(lake, klines([0, 1]), hours(0, 2), hours(0, 2, "binance|ETH/USDT|trade|1h"), watermark=early)
     assert lake.read(KLINES).equals(klines(range(4)))
     assert done.covered(SERIES) == hours(0, 4).ranges
-    assert done.covered("binance|ETH/USDT|1h") == hours(0, 2).ranges
-    assert done.covered("binance|ADA/USDT|1h") == ()
+    assert done.covered("binance|ETH/USDT|trade|1h") == hours(0, 2).ranges
+    assert done.covered("binance|ADA/USDT|trade|1h") == ()
     assert done.watermark == late
     assert lake.ledger.revisions().num_rows == 0
 
@@ -258,7 +258,7 @@ def test_a_row_outside_the_window_is_refused_and_nothing_changes(tmp_path: Path)
 def _merge_hours(folder: Path, symbol: str, count: int) -> None:
     lake = Lake(folder)
     for hour in range(count):
-        merge(lake, klines([hour], symbol), hours(hour, hour + 1, f"binance|{symbol}|1h"))
+        merge(lake, klines([hour], symbol), hours(hour, hour + 1, f"binance|{symbol}|trade|1h"))
 
 
 def test_two_processes_that_merge_at_once_lose_no_row(tmp_path: Path) -> None:

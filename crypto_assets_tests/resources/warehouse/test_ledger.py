@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,13 @@ import pyarrow as pa
 import pytest
 
 from crypto_assets.resources.warehouse.conform import ContractError
-from crypto_assets.resources.warehouse.ledger import ANOMALIES, REVISIONS, Ledger, revisions_between
+from crypto_assets.resources.warehouse.ledger import (
+    ANOMALIES,
+    REVISIONS,
+    SOURCE_FILES,
+    Ledger,
+    revisions_between,
+)
 from crypto_assets_tests.resources.warehouse.rows import DAY, KLINES, MIDNIGHT, klines
 
 
@@ -20,6 +27,7 @@ def anomaly(hour: int, detail: str = "{}") -> pa.Table:
         "kind": "off_grid",
         "venue": "binance",
         "symbol": "BTC/USDT",
+        "series_kind": "trade",
         "interval": "1h",
         "ts": MIDNIGHT + timedelta(hours=hour, seconds=1),
         "detail": detail,
@@ -31,6 +39,8 @@ def test_an_empty_ledger_has_typed_tables(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "absent")
     assert ledger.revisions().schema.equals(REVISIONS.arrow_schema())
     assert ledger.anomalies().schema.equals(ANOMALIES.arrow_schema())
+    assert ledger.source_files().schema.equals(SOURCE_FILES.arrow_schema())
+    assert ledger.source_file("archive", "a.zip") is None
 
 
 def test_a_batch_written_twice_is_one_batch(tmp_path: Path) -> None:
@@ -99,3 +109,83 @@ def test_an_anomaly_that_does_not_fit_its_table_is_refused(tmp_path: Path) -> No
     with pytest.raises(ContractError, match="quality/anomalies"):
         ledger.add_anomalies(KLINES, DAY, anomaly(0).set_column(1, "kind", pa.nulls(1, pa.string())))
     assert ledger.anomalies().num_rows == 0
+
+
+def test_anomalies_of_one_partition_are_those_that_came_with_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add_anomalies(KLINES, DAY, anomaly(0))
+    ledger.add_anomalies(KLINES, "2024-01-02", anomaly(24))
+    assert ledger.anomalies(KLINES, "2024-01-02").equals(anomaly(24))
+    assert ledger.anomalies(KLINES, "2024-01-03").num_rows == 0
+
+
+# --- files
+
+
+def reading(sha256: str, hour: int, file: str = "data/spot/BTCUSDT-1m-2024-01.zip") -> dict[str, object]:
+    return {
+        "origin": "archive",
+        "file": file,
+        "sha256": sha256,
+        "seen_at": MIDNIGHT + timedelta(hours=hour),
+        "format": "spot klines",
+        "venue": "binance",
+        "symbol": "BTC/USDT",
+        "kind": "trade",
+        "interval": "1m",
+        "n_rows": 44640,
+        "first_ts": MIDNIGHT,
+        "last_ts": None,
+    }
+
+
+def told(ledger: Ledger) -> list[tuple[str, str, bool]]:
+    rows = ledger.source_files().to_pylist()
+    return [(row["file"][-6:-4], row["sha256"], row["published_again"]) for row in rows]
+
+
+def test_a_file_that_is_read_again_with_the_same_content_is_recorded_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add_source_file(reading("a", 0))
+    ledger.add_source_file(reading("a", 5))
+    assert told(ledger) == [("01", "a", False)]
+    assert ledger.source_files()["seen_at"].to_pylist() == [MIDNIGHT]
+
+
+def test_a_file_with_another_content_was_published_again_and_others_were_not(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    # The later content comes first by its hash: it is the time that tells.
+    ledger.add_source_file(reading("b", 0))
+    ledger.add_source_file(reading("a", 5))
+    ledger.add_source_file(reading("b", 7, "data/spot/BTCUSDT-1m-2024-02.zip"))
+    assert sorted(told(ledger)) == [("01", "a", True), ("01", "b", False), ("02", "b", False)]
+
+
+def test_the_content_that_was_read_last_is_known_by_origin_and_file(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    file = str(reading("a", 0)["file"])
+    for hour, sha256 in enumerate(["a", "b", "a"]):
+        ledger.add_source_file(reading(sha256, hour))
+        assert ledger.source_file("archive", file) == sha256
+    assert ledger.source_file("import", file) is None
+    assert len(told(ledger)) == 2, "a content that comes back is one row"
+
+
+def test_a_file_that_does_not_fit_its_table_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with pytest.raises(ContractError, match="quality/source_files"):
+        ledger.add_source_file(reading("a", 0) | {"n_rows": None})
+    assert ledger.source_files().num_rows == 0
+
+
+def test_files_that_are_recorded_at_once_are_all_recorded(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda n: ledger.add_source_file(reading(f"{n % 4:02d}", n, f"{n // 4:02d}.zip")), range(16)
+            )
+        )
+    assert sorted(name for name, _, _ in told(ledger)) == [
+        f"{n:02d}"[-6:] for n in range(4) for _ in range(4)
+    ]

@@ -1,0 +1,1 @@
+"""Ingestion against a market that misbehaves by a seed."""

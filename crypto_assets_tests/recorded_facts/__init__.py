@@ -1,0 +1,1 @@
+"""Every fact of the recordings, through the code that real data take."""
