@@ -53,7 +53,7 @@ test-services: setup ## tests that need a browser; installs Chromium where it ma
 check: setup ## style, types and architecture
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check crypto_assets crypto_assets_tests
+	$(BIN)/ty check crypto_assets crypto_assets_tests benchmarks
 
 bench: setup ## ingestion next to ccxt, python-binance, freqtrade and pandas (BENCH="--only rest --rounds 9")
 	$(BIN)/python benchmarks/ingest.py $(BENCH)
@@ -62,4 +62,4 @@ docs: setup ## the data dictionary, from the tables' contracts
 	$(BIN)/crypto-assets dictionary > docs/data_dictionary.md
 
 clean: ## remove what was made here: the environment, caches and every warehouse in data/
-	rm -rf $(VENV) data dbt_features/target .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) data benchmarks/.venv-peers benchmarks/results dbt_features/target .pytest_cache .ruff_cache .hypothesis

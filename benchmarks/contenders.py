@@ -230,7 +230,7 @@ def _columns_of_rows(rows: Sequence[Sequence[float]]) -> Columns:
 
 
 CONTENDERS: Mapping[str, tuple[Contender, Sequence[str]]] = {
-    "our_rest": (our_rest, ("pyarrow", "urllib3")),
+    "our_rest": (our_rest, ("pyarrow",)),
     "ccxt_rest": (ccxt_rest, ("ccxt", "requests")),
     "our_archive": (our_archive, ("pyarrow", "requests")),
     "our_files": (our_files, ("pyarrow",)),

@@ -1,4 +1,4 @@
-"""The commands that bring data in: load, import, collect-books, maintain.
+"""The commands that bring data in: load, verify, import, collect-books, maintain.
 
 Here: arguments, progress and tables on screen. Not here: what commands do, which lives in the modules they call and is
 imported only when a command runs. ``cli`` adds them to the command line.
@@ -69,6 +69,37 @@ def load(
     with local.stopped_by_signals(loading.stop) as stopped, open_market(settings):
         console.print(f"loading {start} to {end} into {settings.warehouse.folder}{bound}", soft_wrap=True)
         succeeded = loading.run(chosen, (start, end), {REREAD: "true"} if reread else {}, stopped)
+    if not succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify() -> None:
+    """Ask whether files of the archive were published again, and read the days of those that were."""
+    from crypto_assets.definitions import archive_of
+    from crypto_assets.partitions import DAILY
+    from crypto_assets.resources.archive import published_again
+    from crypto_assets.resources.ingest import REREAD
+    from crypto_assets.resources.warehouse import Lake
+
+    be_quiet()
+    settings = current_settings()
+    use_dagster_home(settings)
+    ledger = Lake(settings.warehouse.folder).ledger
+    archive = archive_of(settings).client(ledger)
+    if archive is None:
+        raise SettingsError(f"venue {settings.venue}: has no archive that is known here")
+    loading, keys = _Loading(settings), DAILY.get_partition_keys()
+    chosen = _chosen(loading.definitions, ["klines"])
+    succeeded = True
+    with local.stopped_by_signals(loading.stop) as stopped, open_market(settings):
+        changed = published_again(archive, ledger)
+        console.print(f"{len(changed)} files of the archive were published again")
+        for file, (start, end) in changed.items():
+            days = [key for key in keys if start.date().isoformat() <= key < end.date().isoformat()]
+            console.print(f"reading {file} again", soft_wrap=True, highlight=False)
+            if days:
+                succeeded &= loading.run(chosen, (days[0], days[-1]), {REREAD: "true"}, stopped)
     if not succeeded:
         raise typer.Exit(1)
 

@@ -159,6 +159,19 @@ def exchange_of(settings: Settings) -> ExchangeResource:
     )
 
 
+def archive_of(settings: Settings) -> ArchiveResource:
+    """The archive of the exchange of one deployment."""
+    folder = settings.warehouse.folder
+    return ArchiveResource(
+        venue=settings.venue,
+        base_url=settings.archive_url,
+        timeout_s=settings.sources.timeout_s,
+        folder=str(folder / ".downloads"),
+        budget_dir=str(folder / BUDGETS),
+        requests_per_minute=_GENEROUS if settings.simulated else ARCHIVE_REQUESTS,
+    )
+
+
 def resources_of(settings: Settings, listener: Listener = ignore_progress) -> dict[str, object]:
     """The resources of one deployment; demo and live differ in base addresses only. Loads tell the listener."""
     folder = settings.warehouse.folder
@@ -172,14 +185,7 @@ def resources_of(settings: Settings, listener: Listener = ignore_progress) -> di
         "warehouse": WarehouseResource(folder=str(folder)),
         "dbt": DbtResource(folder=str(folder)),
         "exchange": exchange_of(settings),
-        "archive": ArchiveResource(
-            venue=settings.venue,
-            base_url=settings.archive_url,
-            timeout_s=settings.sources.timeout_s,
-            folder=str(folder / ".downloads"),
-            budget_dir=str(folder / BUDGETS),
-            requests_per_minute=_GENEROUS if settings.simulated else ARCHIVE_REQUESTS,
-        ),
+        "archive": archive_of(settings),
         "coingecko": CoinGeckoResource(
             base_url=settings.coingecko_url,
             plan=plan,

@@ -307,6 +307,23 @@ def test_a_load_that_reads_again_takes_over_what_was_restated_and_records_it(
     assert restated["n_trades"] == 11
 
 
+@pytest.mark.slow
+def test_verify_reads_files_again_that_the_archive_published_again(tmp_path: Path) -> None:
+    shell = configured(tmp_path, NOW, klines="archive")
+    with market_of(shell, NOW) as market:
+        shell = shell.on(market)
+        shell.run(*first_load("2024-01-02", "2024-01-03"), "--only", "klines")
+        assert "0 files of the archive were published again" in shell.run("verify")
+        at = datetime(2024, 1, 3, 12)
+        market.world.restate(Restatement("ETH/USDT", to_ms(at), to_ms(NOW - HOUR), n_trades=11))
+        assert "1 files of the archive were published again" in shell.run("verify")
+        assert "0 files of the archive were published again" in shell.run("verify")
+    (restated,) = [row for row in shell.rows("raw/klines") if (row["symbol"], row["ts"]) == ("ETH/USDT", at)]
+    assert restated["n_trades"] == 11
+    again = [row for row in shell.lake.ledger.source_files().to_pylist() if row["published_again"]]
+    assert [row["symbol"] for row in again] == ["ETH/USDT"]
+
+
 def test_a_stop_that_came_between_two_steps_is_not_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -566,6 +566,31 @@ class ArchiveClient:
 _OK, _PARTIAL, _MISSING, _UNSATISFIABLE = 200, 206, 404, 416
 
 
+def published_again(archive: ArchiveClient, ledger: Ledger) -> dict[str, tuple[datetime, datetime]]:
+    """Files that were read and have another content by now -> the days that they hold, end exclusive.
+
+    One request a file, for its checksum. A file that the archive has withdrawn is not among them.
+
+    Raises
+    ------
+    SourceError
+        As ``ArchiveClient.changed``.
+    """
+    rows = ledger.source_files().to_pylist()
+    files = {row["file"] for row in rows if row["origin"] == "archive"}
+    changed = archive.changed({file: ledger.source_file("archive", file) or "" for file in sorted(files)})
+    return {path: _span_of(path) for path, sha256 in sorted(changed.items()) if sha256 is not None}
+
+
+def _span_of(path: str) -> tuple[datetime, datetime]:
+    found = re.search(r"-(\d{4})-(\d\d)(?:-(\d\d))?\.zip$", path)
+    if found is None:
+        raise ValueError(f"{path} is no file of a month or day of the archive")
+    year, month, day = (int(part) if part else None for part in found.groups())
+    start = datetime(year or 0, month or 0, day or 1)
+    return start, start + timedelta(days=1) if day else _next_month(start)
+
+
 class ArchiveResource(dg.ConfigurableResource):
     """Dagster resource that builds the client of the archive.
 
