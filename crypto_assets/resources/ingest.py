@@ -293,15 +293,19 @@ class _Series:
     def next_start(self) -> datetime | None:
         return next((max(left, self.reached) for left, right in self.asked if right > self.reached), None)
 
-    def take(self, tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table | None:
-        if not tables:
-            return None
-        # Pages come in order of time, so a day is a slice.
-        rows = pa.concat_tables(tables)
-        left, right = np.searchsorted(rows["ts"].to_numpy(), np.array([start, end], "datetime64[us]"))
-        later = rows.slice(right)
-        tables[:] = [later] if later.num_rows else []
-        return rows.slice(left, right - left)
+
+def take_rows(tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table | None:
+    """Take the rows of [start, end) out of pages that came in order of time; what is later stays in the list.
+
+    Rows before ``start`` are dropped. None where there is no page.
+    """
+    if not tables:
+        return None
+    rows = pa.concat_tables(tables)
+    left, right = np.searchsorted(rows["ts"].to_numpy(), np.array([start, end], "datetime64[us]"))
+    later = rows.slice(right)
+    tables[:] = [later] if later.num_rows else []
+    return rows.slice(left, right - left)
 
 
 def kline_pieces(
@@ -436,11 +440,11 @@ def _kline_piece(
     for one in series:
         symbol, kind = one.wanted.collected.market.symbol, one.wanted.kind
         constants = {"venue": venue, "symbol": symbol, "kind": kind, "interval": interval}
-        rows = one.take(one.rows, *day)
+        rows = take_rows(one.rows, *day)
         if rows is not None and rows.num_rows:
             known_at = pc.add(rows["ts"], pa.scalar(interval_delta(interval), pa.duration("us")))
             tables.append(in_contract(table, rows.append_column("known_at", known_at), constants))
-        odd = one.take(one.set_aside, *day)
+        odd = take_rows(one.set_aside, *day)
         if odd is not None:
             anomalies += anomaly_rows(odd, table, venue, symbol, kind, interval)
         ranges = union_of((max(left, day[0]), min(right, day[1])) for left, right in one.proved)

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,6 +28,7 @@ from crypto_assets.resources.ingest import (
     ignore_progress,
     midnight_before,
     raise_first,
+    take_rows,
 )
 from crypto_assets.resources.sources import SourceError
 from crypto_assets.resources.warehouse import SeriesCoverage
@@ -318,16 +318,6 @@ class _Series:
     def is_done(self) -> bool:
         return self.error is None and self.next_start is None
 
-    def take(self, tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table | None:
-        if not tables:
-            return None
-        # Pages come in order of time, so a day is a slice.
-        rows = pa.concat_tables(tables)
-        left, right = np.searchsorted(rows["ts"].to_numpy(), np.array([start, end], "datetime64[us]"))
-        later = rows.slice(right)
-        tables[:] = [later] if later.num_rows else []
-        return rows.slice(left, right - left)
-
 
 def _open(
     client: CoinGeckoClient,
@@ -358,13 +348,13 @@ def _candle_piece(series: Sequence[_Series], key: str, day: Range, now: datetime
     table = TABLES["raw/coin_ohlc"]
     tables, anomalies, coverage = [table.arrow_schema().empty_table()], [], []
     for one in series:
-        rows = one.take(one.rows, *day)
+        rows = take_rows(one.rows, *day)
         if rows is not None and rows.num_rows:
             lag = interval_delta(one.interval) + lag_of(one.interval)
             known_at = pc.add(rows["ts"], pa.scalar(lag, pa.duration("us")))
             named = rows.append_column("known_at", known_at)
             tables.append(named.select(table.column_names).cast(table.arrow_schema()))
-        odd = one.take(one.set_aside, *day)
+        odd = take_rows(one.set_aside, *day)
         if odd is not None:
             anomalies += anomaly_rows(odd, table, VENUE, one.coin_id, "ohlc", one.interval)
         ranges = union_of((max(left, day[0]), min(right, day[1])) for left, right in one.proved)
