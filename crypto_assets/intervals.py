@@ -84,3 +84,15 @@ def from_ms(moment_ms: int) -> datetime:
     datetime.datetime(1970, 1, 1, 0, 0, 1)
     """
     return datetime(1970, 1, 1) + timedelta(milliseconds=moment_ms)  # noqa: DTZ001 - naive UTC by house rule
+
+
+def next_month(moment: datetime) -> datetime:
+    """Midnight of the first day of the month after a moment's.
+
+    Examples
+    --------
+    >>> next_month(datetime(2024, 1, 31, 5))
+    datetime.datetime(2024, 2, 1, 0, 0)
+    """
+    first = moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return (first + timedelta(days=32)).replace(day=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from crypto_assets.intervals import INTERVAL_MS
+from crypto_assets.intervals import INTERVAL_MS, next_month
 
 MarketType = Literal["spot", "perpetual", "delivery"]
 
@@ -45,14 +45,15 @@ class FileName:
         By the exchange's folders, by freqtrade's endings or by a delivery date.
     kind
         What the series holds, by the exchange's folders or freqtrade's endings.
-    period_end
-        End of the month or day that the name gives as the exchange's archive does, naive UTC.
+    period_start, period_end
+        The month or day that the name gives as the exchange's archive does, naive UTC, end exclusive.
     """
 
     market: str | None = None
     interval: str | None = None
     market_type: MarketType | None = None
     kind: str | None = None
+    period_start: datetime | None = None
     period_end: datetime | None = None
 
 
@@ -65,14 +66,14 @@ def named_by(path: str) -> FileName:
     >>> found.market, found.interval, found.market_type, found.kind, str(found.period_end)
     ('BTCUSDT', '1m', 'perpetual', 'trade', '2024-02-01 00:00:00')
     >>> named_by("1d.tar.gz/1d/0GUSDT.csv")
-    FileName(market='0GUSDT', interval='1d', market_type=None, kind=None, period_end=None)
+    FileName(market='0GUSDT', interval='1d', market_type=None, kind=None, period_start=None, period_end=None)
     """
     parts = [part for part in path.split("/") if part][::-1]
     found = FileName()
     for part in parts:
         if match := _SERIES.match(part):
             found = FileName(
-                match["market"], match["interval"], *_endings_of(match["rest"]), _period_end(match["rest"])
+                match["market"], match["interval"], *_endings_of(match["rest"]), *_period(match["rest"])
             )
             break
         if match := _SAMPLES.match(part):
@@ -159,17 +160,15 @@ def _endings_of(rest: str) -> tuple[MarketType | None, str | None]:
     return None, None
 
 
-def _period_end(rest: str) -> datetime | None:
+def _period(rest: str) -> tuple[datetime, datetime] | tuple[None, None]:
     match = _PERIOD.match(rest)
     if match is None:
-        return None
+        return None, None
     try:
         first = datetime.fromisoformat(match["month"] + (match["day"] or "-01"))
     except ValueError:
-        return None
-    if match["day"]:
-        return first + timedelta(days=1)
-    return (first + timedelta(days=32)).replace(day=1)
+        return None, None
+    return first, first + timedelta(days=1) if match["day"] else next_month(first)
 
 
 def _with_folders(found: FileName, parts: list[str]) -> FileName:

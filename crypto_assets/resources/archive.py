@@ -30,8 +30,9 @@ import urllib3
 
 from crypto_assets.formats.containers import only_member
 from crypto_assets.formats.klines import read_archive_klines
+from crypto_assets.formats.names import named_by
 from crypto_assets.formats.samples import read_funding
-from crypto_assets.intervals import interval_ms
+from crypto_assets.intervals import interval_ms, next_month
 from crypto_assets.resources.exchange import FUNDING_SCHEMA, Market, MarketType, SeriesPage
 from crypto_assets.resources.klines import KlineKind, KlinePage, KlineWindow, page_of
 from crypto_assets.resources.sources import (
@@ -179,7 +180,7 @@ def kline_files(
     section, folder, native = _SECTIONS[market.market_type], _FOLDERS[kind], _native(market)
     files, at = [], _midnight(start)
     while at < end:
-        after = _next_month(at)
+        after = next_month(at)
         every, until = (
             ("monthly", after) if at.day == 1 and after <= end else ("daily", at + timedelta(days=1))
         )
@@ -325,8 +326,8 @@ class ArchiveClient:
         while at < end:
             name = f"{native}-fundingRate-{at:%Y-%m}.zip"
             path = f"/data/futures/um/monthly/fundingRate/{native}/{name}"
-            plan.append(ArchiveFile(path, at, _next_month(at)))
-            at = _next_month(at)
+            plan.append(ArchiveFile(path, at, next_month(at)))
+            at = next_month(at)
         labels = _Labels(market, "funding", "", now)
         yield from _joined(self._answers(plan, labels, _funding_page))
 
@@ -583,12 +584,10 @@ def published_again(archive: ArchiveClient, ledger: Ledger) -> dict[str, tuple[d
 
 
 def _span_of(path: str) -> tuple[datetime, datetime]:
-    found = re.search(r"-(\d{4})-(\d\d)(?:-(\d\d))?\.zip$", path)
-    if found is None:
+    named = named_by(path)
+    if named.period_start is None or named.period_end is None:
         raise ValueError(f"{path} is no file of a month or day of the archive")
-    year, month, day = (int(part) if part else None for part in found.groups())
-    start = datetime(year or 0, month or 0, day or 1)
-    return start, start + timedelta(days=1) if day else _next_month(start)
+    return named.period_start, named.period_end
 
 
 class ArchiveResource(dg.ConfigurableResource):
@@ -831,7 +830,3 @@ def _day_of(month: ArchiveFile, day: datetime) -> ArchiveFile:
 
 def _midnight(moment: datetime) -> datetime:
     return moment.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def _next_month(moment: datetime) -> datetime:
-    return (_midnight(moment).replace(day=1) + timedelta(days=32)).replace(day=1)

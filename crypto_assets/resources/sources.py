@@ -18,13 +18,15 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import urlencode
 
 import tenacity
+
+from crypto_assets.intervals import next_month
 
 if TYPE_CHECKING:
     import requests
@@ -451,7 +453,7 @@ class CallAllowance:
             if used < self.per_month:
                 os.write(descriptor, b".")
                 return
-        renewal = _next_month(now)
+        renewal = next_month(now)
         raise SourceRefused(
             str(request),
             f"not sent, the {self.per_month} calls of {now:%Y-%m} are used up; "
@@ -477,11 +479,6 @@ class CallAllowance:
             yield descriptor
         finally:
             os.close(descriptor)
-
-
-def _next_month(moment: datetime) -> datetime:
-    first = moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return (first + timedelta(days=32)).replace(day=1)
 
 
 def _unwritable(what: str, path: Path, error: OSError) -> SourceRefused:
