@@ -2,6 +2,9 @@
 PYTHON ?= python3
 WORLD ?= synthetic
 PORT ?= 3000
+# Processes that share the tests; each takes a core and up to 1.5 GiB.
+JOBS ?= 2
+TOGETHER = --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cat constraints.txt pyproject.toml | cksum | tr ' ' '-')
@@ -11,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export UV_SYSTEM_CERTS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run doctor test test-fast test-services check bench docs clean
+.PHONY: help setup demo run doctor test test-fast test-services check bench bench-ingest bench-rollups bench-features docs clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,10 +44,10 @@ doctor: setup ## look whether this machine has what a run needs
 	@CRYPTO_ASSETS_WORLD=$(WORLD) $(BIN)/crypto-assets doctor
 
 test: setup ## all tests that a fresh machine can run offline
-	$(BIN)/python -m pytest -m "not services"
+	$(BIN)/python -m pytest -m "not services" $(TOGETHER)
 
 test-fast: setup ## the quick part of them
-	$(BIN)/python -m pytest -m "not services and not slow"
+	$(BIN)/python -m pytest -m "not services and not slow" $(TOGETHER)
 
 test-services: setup ## tests that need a browser; installs Chromium where it may, else says why it skips
 	@$(if $(BROWSER),,timeout 300 sh -c "apt-get -qq update && apt-get -qq install -y chromium" >/dev/null || true)
@@ -55,8 +58,16 @@ check: setup ## style, types and architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check crypto_assets crypto_assets_tests benchmarks
 
-bench: setup ## ingestion next to ccxt, python-binance, freqtrade and pandas (BENCH="--only rest --rounds 9")
+bench: bench-ingest bench-rollups bench-features ## this platform next to named peers (BENCH="--rounds 9")
+
+bench-ingest: setup ## ingestion next to ccxt, python-binance, freqtrade and pandas (BENCH="--only rest")
 	$(BIN)/python benchmarks/ingest.py $(BENCH)
+
+bench-rollups: setup ## roll-ups next to Polars and pandas, and a day next to all days
+	$(BIN)/python benchmarks/rollups.py $(BENCH)
+
+bench-features: setup ## features and labels next to pandas
+	$(BIN)/python benchmarks/features.py $(BENCH)
 
 docs: setup ## the data dictionary, from the tables' contracts
 	$(BIN)/crypto-assets dictionary > docs/data_dictionary.md

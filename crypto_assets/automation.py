@@ -1,4 +1,4 @@
-"""When things run: sensors and a schedule at the edges, one condition inside, one sensor for older days, the jobs.
+"""When things run: a sensor and schedules at the sources, one condition inside, one sensor for older days, the jobs.
 
 Here: the decision that something is to be made. Not here: how it is made (``assets``), what follows from what
 (``resources/warehouse/lineage``) and the order of a run by hand (``runs``). ``definitions.py`` imports it. Dagster reads
@@ -30,8 +30,9 @@ from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.resources.warehouse.lake import hash_of, missing_in
 from crypto_assets.resources.warehouse.lineage import CLOCKWORK, Lineage, Read
 from crypto_assets.runs import RANGE_END, RANGE_START
-from crypto_assets.schemas import TABLES, Table, series_name, table_of
+from crypto_assets.schemas import Table, series_name
 from crypto_assets.settings import Settings
+from crypto_assets.tables import TABLES, table_of
 
 #: Days on which the condition acts: the running one and yesterday, whose last interval comes after midnight.
 RECENT_DAYS = 2
@@ -134,7 +135,7 @@ class Changed(dg.AutomationCondition):
         self, context: dg.AutomationContext, lineage: Lineage, key: str, chosen: set[str]
     ) -> str | None:
         reads = lineage.reads[self.table.name]
-        followers = lineage.readers_of(CLOCKWORK)
+        followers = lineage.made_of_bars()
         if self.table.clock == "daily" and any(key in _requested(context, name) for name in followers):
             # Runs of earlier days are queued before those of later ones; what looks ahead has to wait for them.
             expected = {
@@ -147,6 +148,12 @@ class Changed(dg.AutomationCondition):
             if any(expected.values()) and lineage.is_ready(self.table.name, key, expected):
                 new_bars = {name: lineage.change(name, key) or "" for name in followers}
                 return hash_of({**lineage.inputs(self.table, key, reads), **new_bars})
+        if self.table.clock == "daily" and any(
+            own not in _requested(context, parent)
+            for parent, own in lineage.parents_due(self.table.name, key)
+        ):
+            # They were asked for lately, or are about to be, and this follows once they are made.
+            return None
         return lineage.change(self.table.name, key)
 
 
@@ -158,7 +165,8 @@ def _requested(context: dg.AutomationContext, name: str) -> set[str]:
 def condition_of(table: Table, lineage: Lineage) -> dg.AutomationCondition | None:
     """When an asset is made by itself: derived days and weeks where they changed, summaries by the clock, sources never.
 
-    A fit needs no clock of its own: its week exists from Monday 00:00 on and is ready when the week before is whole.
+    A fit needs no clock of its own: its week exists from Monday 00:00 on and is ready when the week before is whole. Bars
+    of a week are ready when it is over, and so is asked for with the older days.
     """
     if table.name not in lineage.reads:
         return None
@@ -168,6 +176,8 @@ def condition_of(table: Table, lineage: Lineage) -> dg.AutomationCondition | Non
         due = condition.cron_tick_passed(SUMMARY_CRON[table.stage]).since_last_handled()
         return (due & idle & Changed(table, lineage)).with_label("summarised when due")
     if table.clock == "weekly":
+        if table.stage == "rollups":
+            return None
         newest = condition.in_latest_time_window()
         return (newest & idle & Changed(table, lineage)).with_label("fitted when the week before is whole")
     recent = condition.in_latest_time_window(RECENT_DAYS * DAY)
@@ -186,7 +196,14 @@ def jobs() -> list[Any]:
             "Bars to holdings, for days.",
             lambda table: table.clock == "daily" and table.write == "replace",
         ),
-        "fit": ("What is learned, for weeks.", lambda table: table.clock == "weekly"),
+        "fit": (
+            "What is learned, for weeks.",
+            lambda table: table.clock == "weekly" and table.stage != "rollups",
+        ),
+        "roll_up_weeks": (
+            "Bars of weeks.",
+            lambda table: table.clock == "weekly" and table.stage == "rollups",
+        ),
         "summarise": ("Backtest, manifest, coverage and ledger.", lambda table: table.clock == "none"),
     }
     return [
@@ -223,11 +240,12 @@ def market_sensor(
             closed = exchange.client(RetryPolicy(attempts=1)).last_closed(settings.raster_interval)
         except SourceError as error:
             return dg.SkipReason(str(error))
+        # Most ticks end here: what is collected is read from every stored look at the markets.
+        if context.cursor == closed.isoformat():
+            return dg.SkipReason(f"what closed at {closed} UTC is already asked for")
         days = days_to_read(lineage.again(), CLOCKWORK, kline_series(warehouse, settings), closed)
         if not days:
             return dg.SkipReason(f"raw/klines is complete up to {closed} UTC")
-        if context.cursor == closed.isoformat():
-            return dg.SkipReason(f"what closed at {closed} UTC is already asked for: {days[0]} to {days[-1]}")
         requests = [
             _request([KLINES], first, last, run_key=f"klines {first} {last} at {closed}")
             for first, last in ranges_of("daily", days)

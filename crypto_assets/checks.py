@@ -31,8 +31,9 @@ from crypto_assets.resources.warehouse.lake import (
     missing_in,
 )
 from crypto_assets.rules import FINDINGS, Finding, Rule, quoted, rules_of, sql_of
-from crypto_assets.schemas import ARROW_TYPES, TABLES, Table, series_name
+from crypto_assets.schemas import ARROW_TYPES, Table, series_name
 from crypto_assets.settings import Settings
+from crypto_assets.tables import TABLES
 
 #: Partition key -> what its file says of itself, and the file.
 Footers = Mapping[str, tuple[Provenance, PartitionFile]]

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from crypto_assets import cli_sources, local
+from crypto_assets import cli_features, cli_sources, local
 from crypto_assets.screen import be_quiet, console, open_market, run_steps, screen_copy, use_dagster_home
 from crypto_assets.settings import PREFIX, Settings, SettingsError, current_settings
 
@@ -33,6 +33,7 @@ app = typer.Typer(
     help="Raw klines to portfolio holdings, as one asset graph.", no_args_is_help=True, add_completion=False
 )
 app.add_typer(cli_sources.app)
+app.add_typer(cli_features.app, name="features")
 
 
 def main() -> None:

@@ -239,7 +239,7 @@ def _left_of(budgets: list[RateBudget]) -> str:
 
 
 def _tells_the_present(step: Any) -> bool:
-    from crypto_assets.schemas import table_of
+    from crypto_assets.tables import table_of
 
     return any(table_of("/".join(key.path)).observed for key in step.keys)
 
@@ -260,7 +260,7 @@ def _days(settings: Settings, first: str | None, last: str | None) -> tuple[str,
     """First and last day, and what bounded them if nobody did."""
     from crypto_assets.partitions import DAILY
     from crypto_assets.resources.warehouse import Lake
-    from crypto_assets.schemas import table_of
+    from crypto_assets.tables import table_of
 
     keys = DAILY.get_partition_keys()
     for name, given in (("--from", first), ("--to", last)):

@@ -6,6 +6,8 @@ Read it first. Not here: assets (``assets``), what they compute (``quant``), wha
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -33,8 +35,8 @@ from crypto_assets.resources.warehouse.catalog import CATALOGUE
 from crypto_assets.resources.warehouse.io_manager import WarehouseIOManager, WarehouseResource
 from crypto_assets.resources.warehouse.lake import Lake
 from crypto_assets.resources.warehouse.lineage import Lineage, reads_of
-from crypto_assets.schemas import table_of
 from crypto_assets.settings import Settings, current_settings
+from crypto_assets.tables import table_of
 
 #: Stages left to right: file name = asset group = key prefix = DuckDB schema.
 STAGES = {
@@ -61,21 +63,23 @@ _DBT_SETTINGS = (
     "base_interval",
     "rollup_intervals",
     "raster_interval",
+    "raster",
     "universe",
     "listings",
     "coins",
 )
 
-#: The settings that derived stages are made by: an edit makes their tables due again.
+#: The settings that derived stages are made by, sections or keys of one: an edit makes their tables due again. What
+#: ``labels.sets`` and ``features`` declare makes the declared tables alone, by their own versions.
 STAGE_SETTINGS: dict[str, tuple[str, ...]] = {
     "rollups": _DBT_SETTINGS,
     "features": _DBT_SETTINGS,
-    "labels": ("labels", "costs", "raster_interval"),
+    "labels": ("labels.horizon", "costs", "raster_interval"),
     "factors": ("factors", "raster_interval"),
     "weights": ("weights", "factors"),
     "predictions": ("models",),
     "signals": ("signals", "models", "costs", "raster_interval"),
-    "holdings": ("portfolio", "labels", "universe", "raster_interval"),
+    "holdings": ("portfolio", "labels.horizon", "universe", "raster_interval"),
     "reports": ("costs", "raster_interval"),
 }
 
@@ -85,8 +89,15 @@ def code_version_of(spec: dg.AssetSpec, settings: Settings) -> str | None:
     sections = STAGE_SETTINGS.get(spec.key.path[0])
     if sections is None:
         return None
-    chosen = settings.model_dump_json(include=set(sections))
+    # A declared table is made by its declaration alone, of which its version is the hash.
+    version = table_of("/".join(spec.key.path)).version
+    chosen = version or settings.model_dump_json(include=_included(sections))
     return hashlib.sha256(f"{spec.code_version} {chosen}".encode()).hexdigest()[:16]
+
+
+def _included(names: Sequence[str]) -> dict[str, Any]:
+    parts = [name.partition(".") for name in names]
+    return {section: {key} if key else True for section, _, key in parts}
 
 
 def house_rules(spec: dg.AssetSpec, lineage: Lineage) -> dg.AssetSpec:
@@ -98,6 +109,7 @@ def house_rules(spec: dg.AssetSpec, lineage: Lineage) -> dg.AssetSpec:
             column.type,
             description=column.meaning,
             constraints=dg.TableColumnConstraints(nullable=not (column.required or column.name in table.key)),
+            tags=dict(column.tags),
         )
         for column in table.columns
     ]
@@ -108,6 +120,7 @@ def house_rules(spec: dg.AssetSpec, lineage: Lineage) -> dg.AssetSpec:
         "key": ", ".join(table.key),
         "known_at": table.known_at,
         "write": table.write,
+        **({"version": table.version} if table.version else {}),
     }
     return spec.replace_attributes(
         metadata=metadata,

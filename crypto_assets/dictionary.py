@@ -1,4 +1,4 @@
-"""The data dictionary: every contract of ``schemas.py`` as one Markdown page.
+"""The data dictionary: every contract as one Markdown page.
 
 Here: how contracts are written down for readers. Not here: what they say. The command line and a test that keeps
 ``docs/data_dictionary.md`` true import it.
@@ -6,13 +6,16 @@ Here: how contracts are written down for readers. Not here: what they say. The c
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import groupby
 
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Column, Table
+from crypto_assets.tables import TABLES
 
 _HEAD = """# Data dictionary
 
-Every table, from the contracts in `crypto_assets/schemas.py`; made by `make docs`, not by hand.
+Every table, from the contracts in `crypto_assets/schemas.py` and the declarations in `platform.yaml`; made by `make docs`,
+not by hand.
 
 - Times are UTC without a zone. `ts` is the start of an interval, `known_at` the moment at which a row could first be
   known; nothing downstream reads a row before that.
@@ -23,23 +26,28 @@ Every table, from the contracts in `crypto_assets/schemas.py`; made by `make doc
   `quality.revisions` what a source changed.
 """
 
+_HISTORY = (
+    "History in bars: how far back a value may read, bars before the first one; then the fewest that were measured to give "
+    "the value of all history, and within which relative difference."
+)
 
-def data_dictionary() -> str:
+
+def data_dictionary(tables: Collection[Table] = TABLES.values()) -> str:
     """The page as Markdown, ending with a newline.
 
     >>> "## holdings" in data_dictionary()
     True
     """
-    parts = [_HEAD, _contents()]
-    for stage, tables in groupby(TABLES.values(), key=lambda table: table.stage):
+    parts = [_HEAD, _contents(tables)]
+    for stage, of_stage in groupby(tables, key=lambda table: table.stage):
         parts.append(f"## {stage}\n")
-        parts += [_section(table) for table in tables]
+        parts += [_section(table) for table in of_stage]
     return "\n".join(parts)
 
 
-def _contents() -> str:
+def _contents(tables: Collection[Table]) -> str:
     lines = ["| table | clock | one row per |", "| --- | --- | --- |"]
-    for table in TABLES.values():
+    for table in tables:
         meaning = table.title.removeprefix("one row per ")
         lines.append(
             f"| [{_sql_name(table)}](#{table.stage}{table.table}) | {table.clock} | {_cell(meaning)} |"
@@ -57,11 +65,23 @@ def _section(table: Table) -> str:
     if table.decided_later:
         names = ", ".join(f"`{name}`" for name in table.decided_later)
         text += f"\nNULL until decided, then set once: {names}."
-    lines = ["| column | type | meaning |", "| --- | --- | --- |"]
+    reads = any(_history(column) for column in table.columns)
+    if reads:
+        text += f"\n{_HISTORY}"
+    lines = ["| column | type | meaning |" + reads * " history |", "| --- | --- | --- |" + reads * " --- |"]
     for column in table.columns:
         name = f"**{column.name}**" if column.required or column.name in table.key else column.name
-        lines.append(f"| {name} | {column.type} | {_cell(column.meaning)} |")
+        history = f" {_history(column)} |" if reads else ""
+        lines.append(f"| {name} | {column.type} | {_cell(column.meaning)} |{history}")
     return "\n".join([f"### {_sql_name(table)}\n", text, "", *lines, ""])
+
+
+def _history(column: Column) -> str:
+    tags = dict(column.tags)
+    if "lookback_bars" not in tags:
+        return ""
+    found = f"; {tags['measured_bars']} ({tags['bound']})" if "measured_bars" in tags else ""
+    return f"{tags['lookback_bars']}, {tags['warm_up_bars']}{found}"
 
 
 def _sql_name(table: Table) -> str:

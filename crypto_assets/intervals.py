@@ -29,6 +29,10 @@ INTERVAL_MS: dict[str, int] = {
     "1d": DAY_MS,
 }
 
+#: Weeks begin on Monday 00:00 UTC, so they are no multiple of the epoch: they have no place in ``INTERVAL_MS``.
+WEEK = "1w"
+WEEK_MS = 7 * DAY_MS
+
 #: From one decision of a portfolio to the next, which is also the horizon of its labels, views and covariance.
 REBALANCE_PERIOD = {"hourly": timedelta(hours=1), "daily": timedelta(days=1), "weekly": timedelta(days=7)}
 

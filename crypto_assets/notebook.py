@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from crypto_assets.resources.warehouse.lake import Lake
-from crypto_assets.schemas import table_of
 from crypto_assets.settings import current_settings
+from crypto_assets.tables import table_of
 
 
 def load(

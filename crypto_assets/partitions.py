@@ -79,10 +79,10 @@ def history(weeks: int) -> dg.TimeWindowPartitionMapping:
     )
 
 
-def lookahead(days: int) -> dg.TimeWindowPartitionMapping:
-    """A day reads itself and the ``days`` after it. For labels alone."""
+def lookahead(days: int, before: int = 0) -> dg.TimeWindowPartitionMapping:
+    """A day reads itself, the ``days`` after it and those ``before`` it. For labels alone."""
     return dg.TimeWindowPartitionMapping(
-        start_offset=0, end_offset=days, allow_nonexistent_upstream_partitions=True
+        start_offset=-before, end_offset=days, allow_nonexistent_upstream_partitions=True
     )
 
 

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
-from crypto_assets.intervals import INTERVAL_MS, interval_delta
+from crypto_assets.intervals import INTERVAL_MS, WEEK, WEEK_MS, interval_delta
 from crypto_assets.partitions import DAY, LENGTHS
+from crypto_assets.quant.feature_sets import FeatureSet
 from crypto_assets.resources.ingest_coins import CANDLE_LAG, PUBLICATION_LAG
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
 from crypto_assets.settings import Settings
+from crypto_assets.tables import TABLES
 
 #: Sums of weights are exact to rounding; solvers keep bounds to their own tolerance, which is cut before storing.
 _EXACT = 1e-9
@@ -135,7 +137,7 @@ def _known_at_rules(table: Table, settings: Settings) -> tuple[Rule, ...]:
         return ()
     bar = sql_of(interval_delta(settings.raster_interval))
     published = sql_of(DAY + PUBLICATION_LAG)
-    lengths = ", ".join(f"'{name}': {length}" for name, length in INTERVAL_MS.items())
+    lengths = ", ".join(f"'{name}': {length}" for name, length in {**INTERVAL_MS, WEEK: WEEK_MS}.items())
     interval = f"to_milliseconds(map {{{lengths}}}[interval])"
     # The words of the contract, so that no rule can be stated there without a form here.
     exactly = {
@@ -151,10 +153,11 @@ def _known_at_rules(table: Table, settings: Settings) -> tuple[Rule, ...]:
         "sample time": "ts",
         "the cut": "week",
         "decision_at": "decision_at",
+        **{f"end of the bar of {name}": f"ts + {sql_of(interval_delta(name))}" for name in INTERVAL_MS},
     }
     if table.known_at in _SEEN:
         rules = [_SEEN[table.known_at]]
-    elif table.known_at == "when the label is decided; NULL before":
+    elif table.decided_later:
         rules = _label_rules(table, settings)
     else:
         # What cannot be computed, such as the end of an unknown interval, is not met.
@@ -163,6 +166,11 @@ def _known_at_rules(table: Table, settings: Settings) -> tuple[Rule, ...]:
     if table == _RASTER:
         public = f"known_at >= market_cap_ts + {published}"
         rules.append(Rule("a market cap was public when the row was known", public))
+        limit = settings.raster.max_age.funding_rate / timedelta(hours=1)
+        aged = "(funding_rate_frac is null) = (funding_age_hours is null)"
+        # A settlement may be told up to a second after its schedule.
+        aged += f" and coalesce(funding_age_hours > 0 and funding_age_hours < {limit} + 1 / 3600, true)"
+        rules.append(Rule("a funding rate was settled before the row was known, and is young enough", aged))
     newest = "max(known_at)"
     if table.name == "raw/listings":
         # What the settings state of the future no source has told yet.
@@ -198,11 +206,17 @@ def _label_rules(table: Table, settings: Settings) -> list[Rule]:
         )
     )
     values = [name for name in table.decided_later if name not in ("known_at", "outcome")]
-    nothing = " and ".join(f"{name} is null" for name in values)
+    nothing = " and ".join(f"{quoted(name)} is null" for name in values)
+    rules = [
+        Rule("an undecided label holds no value", f"known_at is not null or ({nothing})"),
+        # Not later than its own bar, where that tells already that there is nothing to label.
+        Rule("a label is not decided before its own bar ends", f"known_at >= ts + {bar}"),
+    ]
+    if "outcome" not in table.column_names:
+        return rules
     return [
         Rule("outcome and known_at are decided together", "(known_at is null) = (outcome is null)"),
-        Rule("an undecided label holds no value", f"known_at is not null or ({nothing})"),
-        Rule("a label is decided after its own bar", f"known_at > ts + {bar}"),
+        *rules,
         Rule(
             "a filled label is known when its exit bar ends, a holding period after its fill",
             f"outcome <> 'filled' or (known_at = exit_ts + {bar} and fill_ts > ts and exit_ts >= fill_ts + {horizon})",
@@ -252,11 +266,29 @@ def _price_rules(table: Table) -> tuple[Rule, ...]:
             "a row without a bar has no price": "has_bar or coalesce(open, high, low, close) is null",
             "bar_age is 0 where there is a bar, and only there": age,
             "a market cap is positive and has its day": cap,
+            "a market cap has its rank, and ranks begin with 1": (
+                "(market_cap_ts is null) = (market_cap_rank is null) and coalesce(market_cap_rank >= 1, true)"
+            ),
+            **_CONTRACT_RULES,
         }
     elif not unit:
         rules["a bar has all four prices"] = _ALL_PRICES
     return _of_rows(rules)
 
+
+_CONTRACT_RULES = {
+    "of the contract: low <= open, close <= high": (
+        "futures_low <= least(futures_open, futures_close) "
+        "and futures_high >= greatest(futures_open, futures_close)"
+    ),
+    "of the contract: prices are positive": "futures_low > 0 and mark_price > 0",
+    "of the contract: no amount is negative": (
+        "futures_volume_base >= 0 and futures_turnover_quote >= 0 and futures_n_trades >= 0 "
+        "and futures_taker_buy_base >= 0 and futures_taker_buy_quote >= 0 "
+        "and open_interest_base >= 0 and open_interest_quote >= 0"
+    ),
+    "a book's bid lies below its ask": "book_spread_bps > 0 and book_mid > 0 and book_gap_quote >= 0",
+}
 
 _AMOUNTS = ("volume_base", "volume_quote", "turnover_quote", "n_trades", "taker_buy_base", "taker_buy_quote")
 _ALL_PRICES = "open is not null and high is not null and low is not null and close is not null"
@@ -286,6 +318,8 @@ _SUMMED: dict[str, tuple[str, tuple[str, ...], str]] = {
 
 def _bound_rules(table: Table, settings: Settings) -> tuple[Rule, ...]:
     rules = _of_rows(_BOUNDS.get(table.name, {}))
+    if table.stage == "features" and table.table in settings.feature_sets:
+        return _feature_rules(settings.feature_sets[table.table])
     if table.name == "raw/order_books":
         return (*rules, *_level_rules())
     if table.name == "raw/order_book_summary":
@@ -295,6 +329,23 @@ def _bound_rules(table: Table, settings: Settings) -> tuple[Rule, ...]:
     if table.name == "holdings/optimal_holdings":
         return (*rules, *_decision_rules(settings))
     return rules
+
+
+def _feature_rules(chosen: FeatureSet) -> tuple[Rule, ...]:
+    rules = []
+    for feature in chosen.features:
+        low, high = feature.bounds
+        sides = (
+            f"at least {low:g}" if low is not None else "",
+            f"at most {high:g}" if high is not None else "",
+        )
+        told = [
+            *((f"{quoted(feature.name)} >= {low!r}",) if low is not None else ()),
+            *((f"{quoted(feature.name)} <= {high!r}",) if high is not None else ()),
+        ]
+        if told:
+            rules.append(Rule(f"{feature.name} is {' and '.join(filter(None, sides))}", " and ".join(told)))
+    return tuple(rules)
 
 
 _BOUNDS: dict[str, dict[str, str]] = {
@@ -335,15 +386,14 @@ _BOUNDS: dict[str, dict[str, str]] = {
         ),
         "what is no coin of its own says by what": "kind = 'coin' or decided_by is not null",
     },
+    "rollups/klines_1w": {
+        "a bar of a week begins on Monday": (
+            "interval = '1w' and isodow(ts) = 1 and ts = date_trunc('day', ts)"
+        ),
+    },
     "features/universe": {
         "a row is eligible, or says why not": "eligible = (reason = 'eligible')",
         "history and turnover are not negative": "history_days >= 0 and turnover_median_30d_quote >= 0",
-    },
-    "features/technical": {
-        "volatility is not negative": "volatility_24h_log >= 0 and volatility_168h_log >= 0",
-        "the true range is not negative": "atr_14h_frac >= 0",
-        "the strength index lies in 0 to 100": "rsi_14h between 0 and 100",
-        "the share of taker buys lies in 0 to 1": "taker_buy_24h_frac between 0 and 1",
     },
     "labels/forward_returns": {"nothing loses more than all": "forward_return_frac >= -1"},
     "weights/alpha_weights": {

@@ -16,7 +16,8 @@ import dagster as dg
 
 from crypto_assets.partitions import DEFINITIONS
 from crypto_assets.resources.warehouse import Lake
-from crypto_assets.schemas import Table, table_of
+from crypto_assets.schemas import Table
+from crypto_assets.tables import table_of
 
 #: Tags that tell Dagster the range of a run.
 RANGE_START = "dagster/asset_partition_range_start"

@@ -43,12 +43,23 @@ def series_name(venue: str, symbol: str, kind: str, interval: str = "") -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: name, DuckDB type, meaning, unit (None where the name says it) and whether it must be present."""
+    """One column.
+
+    Attributes
+    ----------
+    name, type
+        Name and DuckDB type; the unit is in the name or the meaning.
+    required
+        Whether it must be present.
+    tags
+        What else is told of it: how a feature or label was declared.
+    """
 
     name: str
     type: str
     meaning: str
     required: bool = False
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,9 @@ class Table:
         True where the source gives only the present state, so that a rebuild cannot repeat what was seen before.
     decided_later
         Columns that are NULL until ``known_at`` (labels): they may go from NULL to a value once.
+    version
+        Of a declared table: hash of its declaration. Another one has files of its own, so that the rows of an older
+        declaration are neither lost nor mixed with the present one's.
     """
 
     name: str
@@ -85,6 +99,7 @@ class Table:
     time_column: str = "ts"
     observed: bool = False
     decided_later: tuple[str, ...] = field(default=())
+    version: str = ""
 
     @property
     def stage(self) -> str:
@@ -142,6 +157,69 @@ _EXACT_VOLUMES = (
         "DECIMAL(38,8)",
         "value bought by takers, quote units; NULL where the source lacks it",
     ),
+)
+
+_FROM_BASE_BARS = (
+    _r("n_base_bars", "BIGINT", "base bars inside"),
+    _r("complete", "BOOLEAN", "false: base bars are missing in a finished bar"),
+)
+_FUTURES = (
+    *(
+        _c(
+            f"futures_{column.name}",
+            "DOUBLE",
+            f"{column.meaning}, of the perpetual contract BASE/QUOTE:QUOTE",
+        )
+        for column in _OHLC
+    ),
+    _c("futures_volume_base", "DOUBLE", "traded amount of the contract, base units"),
+    _c(
+        "futures_turnover_quote",
+        "DOUBLE",
+        "traded value of the contract, quote units; base volume x close where the source lacks it",
+    ),
+    _c("futures_n_trades", "BIGINT", "number of trades of the contract"),
+    _c("futures_taker_buy_base", "DOUBLE", "amount of the contract bought by takers, base units"),
+    _c("futures_taker_buy_quote", "DOUBLE", "value of the contract bought by takers, quote units"),
+)
+#: What the raster takes over from a book's summary, see ``raw/order_book_summary``.
+_BOOK_SUMMARY = (
+    _c("mid", "DOUBLE", "middle of both, quote units"),
+    _c("spread_bps", "DOUBLE", "best ask over best bid, share of the middle; below 0 where crossed"),
+    _c("gap_quote", "DOUBLE", "best ask less best bid, at least 0"),
+)
+_BOOK_AMOUNTS = (
+    *(
+        _c(
+            f"{side}_density_{n}_bins_base",
+            "DOUBLE",
+            f"mean amount in the {n} price bins next to the best {side}; NULL beyond the last level",
+        )
+        for side in ("bid", "ask")
+        for n in (1, 2, 5, 10, 20)
+    ),
+    *(
+        _c(
+            f"{side}_depth_{bps}_bps_quote",
+            "DOUBLE",
+            f"value of {side}s within {bps} bps of the middle; NULL where the book may reach further",
+        )
+        for side in ("bid", "ask")
+        for bps in (10, 25, 50, 100)
+    ),
+    _c("imbalance_best_frac", "DOUBLE", "bid less ask amount at the best prices, share of both"),
+    *(
+        _c(
+            f"imbalance_{bps}_bps_frac",
+            "DOUBLE",
+            f"bid less ask value within {bps} bps of the middle, share of both",
+        )
+        for bps in (10, 25, 50, 100)
+    ),
+)
+_BOOK = tuple(
+    _c(f"book_{column.name}", column.type, f"newest sound order book, while young enough: {column.meaning}")
+    for column in (*_BOOK_SUMMARY, *_BOOK_AMOUNTS)
 )
 
 _TABLES = (
@@ -343,39 +421,12 @@ _TABLES = (
             _r("n_asks", "BIGINT", "levels of asks"),
             _c("best_bid", "DOUBLE", "highest bid, quote units"),
             _c("best_ask", "DOUBLE", "lowest ask, quote units"),
-            _c("mid", "DOUBLE", "middle of both, quote units"),
-            _c("spread_bps", "DOUBLE", "best ask over best bid, share of the middle; below 0 where crossed"),
+            *_BOOK_SUMMARY[:2],
             _c("mean_bid", "DOUBLE", "mean price of bids weighted by amount, without the largest orders"),
             _c("mean_ask", "DOUBLE", "mean price of asks weighted by amount, without the largest orders"),
-            _c("gap_quote", "DOUBLE", "best ask less best bid, at least 0"),
+            _BOOK_SUMMARY[2],
             _c("bin_size_quote", "DOUBLE", "width of a price bin"),
-            *(
-                _c(
-                    f"{side}_density_{n}_bins_base",
-                    "DOUBLE",
-                    f"mean amount in the {n} price bins next to the best {side}; NULL beyond the last level",
-                )
-                for side in ("bid", "ask")
-                for n in (1, 2, 5, 10, 20)
-            ),
-            *(
-                _c(
-                    f"{side}_depth_{bps}_bps_quote",
-                    "DOUBLE",
-                    f"value of {side}s within {bps} bps of the middle; NULL where the book may reach further",
-                )
-                for side in ("bid", "ask")
-                for bps in (10, 25, 50, 100)
-            ),
-            _c("imbalance_best_frac", "DOUBLE", "bid less ask amount at the best prices, share of both"),
-            *(
-                _c(
-                    f"imbalance_{bps}_bps_frac",
-                    "DOUBLE",
-                    f"bid less ask value within {bps} bps of the middle, share of both",
-                )
-                for bps in (10, 25, 50, 100)
-            ),
+            *_BOOK_AMOUNTS,
             *(
                 _c(
                     f"{action}_impact_{amount}_quote_bps",
@@ -484,11 +535,29 @@ _TABLES = (
             _LISTING,
             *_OHLC,
             *_EXACT_VOLUMES,
-            _r("n_base_bars", "BIGINT", "base bars inside"),
-            _r("complete", "BOOLEAN", "false: base bars are missing in a finished bar"),
+            *_FROM_BASE_BARS,
         ),
         ("venue", "symbol", "interval", "ts"),
         "daily",
+        "replace",
+        "end of the interval",
+    ),
+    Table(
+        "rollups/klines_1w",
+        "one row per market and week from Monday 00:00 UTC that has at least one bar of a day",
+        (
+            _VENUE,
+            _SYMBOL,
+            _r("interval", "VARCHAR", "1w"),
+            _TS,
+            _KNOWN_AT,
+            _LISTING,
+            *_OHLC,
+            *_EXACT_VOLUMES,
+            *_FROM_BASE_BARS,
+        ),
+        ("venue", "symbol", "ts"),
+        "weekly",
         "replace",
         "end of the interval",
     ),
@@ -509,15 +578,29 @@ _TABLES = (
             ),
             _c("n_trades", "BIGINT", "number of trades"),
             _c("taker_buy_base", "DOUBLE", "amount bought by takers, base units"),
+            _c("taker_buy_quote", "DOUBLE", "value bought by takers, quote units"),
             _r("has_bar", "BOOLEAN", "false: no bar in this interval, prices are NULL"),
             _r("bar_age", "BIGINT", "raster intervals since the newest bar; 0 where has_bar"),
             _c("coin_id", "VARCHAR", "CoinGecko id of the listing"),
             _c(
                 "market_cap_usd",
                 "DOUBLE",
-                "newest cap known by known_at, at most 3 days old, not stale; NULL if unknown",
+                "newest cap known by known_at, while young enough and not stale; NULL if unknown",
             ),
             _c("market_cap_ts", "TIMESTAMP", "day of that cap"),
+            _c("market_cap_rank", "BIGINT", "its rank among the known caps of the moment; 1 is the largest"),
+            *_FUTURES,
+            _c("mark_price", "DOUBLE", "the contract's last closed mark price, while young enough"),
+            _c(
+                "premium_frac",
+                "DOUBLE",
+                "what the contract costs above its index, last closed, while young enough",
+            ),
+            _c("funding_rate_frac", "DOUBLE", "the contract's last settled funding rate, while young enough"),
+            _c("funding_age_hours", "DOUBLE", "hours from that settlement to the end of the row"),
+            _c("open_interest_base", "DOUBLE", "open contracts, base units, while young enough"),
+            _c("open_interest_quote", "DOUBLE", "their value, quote units"),
+            *_BOOK,
         ),
         ("symbol", "ts"),
         "daily",
@@ -541,69 +624,6 @@ _TABLES = (
                 "DOUBLE",
                 "median traded value of the last 30 whole days, quote units",
             ),
-        ),
-        ("symbol", "ts"),
-        "daily",
-        "replace",
-        "end of the bar",
-    ),
-    Table(
-        "features/price_action",
-        "one row per symbol and raster interval: returns, ranges and volume over windows (SQL)",
-        (
-            _SYMBOL,
-            _TS,
-            _KNOWN_AT,
-            _LISTING,
-            _c("return_1h_log", "DOUBLE", "log close-to-close return"),
-            _c("return_4h_log", "DOUBLE", "log close-to-close return"),
-            _c("return_24h_log", "DOUBLE", "log close-to-close return"),
-            _c("return_72h_log", "DOUBLE", "log close-to-close return"),
-            _c("return_168h_log", "DOUBLE", "log close-to-close return"),
-            _c("range_24h_frac", "DOUBLE", "(highest high - lowest low) / close over the window"),
-            _c("position_24h_frac", "DOUBLE", "(close - lowest low) / (highest high - lowest low)"),
-            _c("position_168h_frac", "DOUBLE", "(close - lowest low) / (highest high - lowest low)"),
-            _c("volume_ratio_24h", "DOUBLE", "base volume of the last 24 h / that of the last 168 h x 7"),
-        ),
-        ("symbol", "ts"),
-        "daily",
-        "replace",
-        "end of the bar",
-    ),
-    Table(
-        "features/technical",
-        "one row per symbol and raster interval: volatility and trend indicators on finite windows",
-        (
-            _SYMBOL,
-            _TS,
-            _KNOWN_AT,
-            _LISTING,
-            _c("volatility_24h_log", "DOUBLE", "sample sd of 1-bar log returns over 24 bars"),
-            _c("volatility_168h_log", "DOUBLE", "sample sd of 1-bar log returns over 168 bars"),
-            _c("ema_distance_12h_frac", "DOUBLE", "close / EMA span 12 - 1"),
-            _c("ema_distance_48h_frac", "DOUBLE", "close / EMA span 48 - 1"),
-            _c("rsi_14h", "DOUBLE", "relative strength index, 0 to 100, Wilder weights on a finite window"),
-            _c("atr_14h_frac", "DOUBLE", "average true range / close, Wilder weights on a finite window"),
-            _c("taker_buy_24h_frac", "DOUBLE", "share of taker buys in the base volume of 24 bars"),
-        ),
-        ("symbol", "ts"),
-        "daily",
-        "replace",
-        "end of the bar",
-    ),
-    Table(
-        "features/cross_section",
-        "one row per eligible symbol and raster interval: ranks among the eligible of that moment (SQL)",
-        (
-            _SYMBOL,
-            _TS,
-            _KNOWN_AT,
-            _LISTING,
-            _c("return_24h_xs_rank", "DOUBLE", "(rank - 0.5) / n, ties average, n >= 5"),
-            _c("return_168h_xs_rank", "DOUBLE", "(rank - 0.5) / n, ties average, n >= 5"),
-            _c("volume_ratio_24h_xs_rank", "DOUBLE", "(rank - 0.5) / n, ties average, n >= 5"),
-            _c("market_cap_xs_rank", "DOUBLE", "(rank - 0.5) / n among known caps, n >= 5"),
-            _r("n_eligible", "BIGINT", "eligible symbols at that moment"),
         ),
         ("symbol", "ts"),
         "daily",
@@ -1063,18 +1083,5 @@ _TABLES = (
     ),
 )
 
-TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
-
-
-def table_of(name: str) -> Table:
-    """The contract of ``stage/asset``.
-
-    Raises
-    ------
-    KeyError
-        With what to do, if the table has no contract.
-    """
-    try:
-        return TABLES[name]
-    except KeyError:
-        raise KeyError(f"{name} has no contract: declare its columns in crypto_assets/schemas.py") from None
+#: Tables whose columns no setting changes; ``tables.py`` adds the declared ones.
+FIXED_TABLES: dict[str, Table] = {table.name: table for table in _TABLES}

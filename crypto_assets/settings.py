@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import date, datetime, time, timedelta
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NaiveDatetime,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -31,18 +35,27 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
-from crypto_assets.intervals import DAY_MS, REBALANCE_PERIOD, interval_delta, interval_ms
-from crypto_assets.schemas import TABLES
+from crypto_assets.intervals import DAY_MS, REBALANCE_PERIOD, WEEK, interval_delta, interval_ms
+from crypto_assets.measurements import COMMAND, NAME, Measurements, by_key, read_measurements
+from crypto_assets.quant.cross_section import Standing, standings
+from crypto_assets.quant.feature_sets import BAR_COLUMNS, FeatureSet, unit_of
+from crypto_assets.quant.generators import entry_of
+from crypto_assets.quant.generators.declared import Grid, Options
+from crypto_assets.quant.labels import LabelSet, Terms
+from crypto_assets.quant.labels import entry_of as label_entry_of
+from crypto_assets.quant.panel import IDENTITY
+from crypto_assets.quant.warm_up import settled
+from crypto_assets.reserved import RESERVED_WORDS
+from crypto_assets.schemas import FIXED_TABLES
 
 PREFIX = "CRYPTO_ASSETS_"
 WORLDS = ("synthetic", "recorded", "live")
-FEATURE_TABLES = ("features/price_action", "features/technical", "features/cross_section")
-_NOT_FEATURES = {"symbol", "ts", "known_at", "listing_id", "n_eligible"}
-
-#: Columns a model may use, in the order in which they are offered to it.
-FEATURE_COLUMNS: tuple[str, ...] = tuple(
-    column for name in FEATURE_TABLES for column in TABLES[name].column_names if column not in _NOT_FEATURES
-)
+#: Columns of the raster that a feature set may read -> their units.
+RASTER_COLUMNS: dict[str, str] = {
+    column.name: unit_of(column.name)
+    for column in FIXED_TABLES["rollups/raster"].columns
+    if column.type in ("DOUBLE", "BIGINT")
+}
 
 #: What the simulated exchanges speak, and what the synthetic market trades: ``simulation.synthetic_days.COINS`` against
 #: USDT. Only what serves that market may import it, so a test holds the two equal.
@@ -62,6 +75,10 @@ class _Section(BaseModel):
 def _interval(value: str) -> str:
     interval_ms(value)
     return value
+
+
+def _rollup_interval(value: str) -> str:
+    return value if value == WEEK else _interval(value)
 
 
 def _duration(value: Any) -> Any:
@@ -96,6 +113,17 @@ def _once(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 Interval = Annotated[str, AfterValidator(_interval)]
+RollupInterval = Annotated[str, AfterValidator(_rollup_interval)]
+
+
+def _table_name(value: str) -> str:
+    if value in RESERVED_WORDS:
+        raise ValueError(f"{value} means something else to SQL, Python or Dagster; choose another name")
+    return value
+
+
+#: A table of its own stage.
+SetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_table_name)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -216,10 +244,109 @@ class Listing(_Section):
         return self
 
 
+class DeclaredFeatures(_Section):
+    """One feature set: what is computed on the rows of one interval; the table is ``features/<name>``.
+
+    Attributes
+    ----------
+    interval
+        None: the raster's, with every column of the raster; else a rolled-up one, with the columns of its bars.
+    entries
+        A generator and its parameters each.
+    """
+
+    interval: Interval | None = None
+    entries: Annotated[
+        tuple[SerializeAsAny[Annotated[Options, BeforeValidator(entry_of)]], ...], Field(min_length=1)
+    ]
+
+
+class FeatureRows(NamedTuple):
+    """Rows that a feature set reads: a table, its columns (None: all) and a condition in SQL (None: all rows)."""
+
+    table: str
+    columns: tuple[str, ...] | None
+    where: str | None
+
+
+class CrossSection(_Section):
+    """What is compared among the symbols that are eligible at a moment; the table is ``features/cross_section``.
+
+    Attributes
+    ----------
+    ranks, zscores
+        Columns of the raster and of the feature sets on its interval.
+    """
+
+    ranks: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
+    zscores: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
+
+
+class MaxAges(_Section):
+    """How long what was known of a source is carried in the raster: younger than this at the end of the row, else NULL.
+
+    Attributes
+    ----------
+    contract
+        Mark price and premium index; at most a raster interval, which is what a row can read of its own day.
+    """
+
+    market_cap: timedelta = timedelta(days=3)
+    contract: timedelta = timedelta(hours=1)
+    funding_rate: timedelta = timedelta(hours=9)
+    open_interest: timedelta = timedelta(hours=2)
+    order_book: timedelta = timedelta(minutes=15)
+
+    _parse = field_validator(
+        "market_cap", "contract", "funding_rate", "open_interest", "order_book", mode="before"
+    )(_duration)
+
+    @field_validator("market_cap", "contract", "funding_rate", "open_interest", "order_book")
+    @classmethod
+    def _some_days(cls, value: timedelta) -> timedelta:
+        if not timedelta() < value <= timedelta(days=_LONGEST_AGE_DAYS):
+            raise ValueError(f"{_hours(value)} is not allowed; allowed: 1m to {_LONGEST_AGE_DAYS}d")
+        return value
+
+
+#: Every day of the raster reads so many days before it at most.
+_LONGEST_AGE_DAYS = 30
+
+
+class Raster(_Section):
+    """What the merged raster takes from other sources."""
+
+    max_age: MaxAges = MaxAges()
+
+
+class DeclaredLabels(_Section):
+    """One label set on the raster; the table is ``labels/<name>``.
+
+    Attributes
+    ----------
+    entries
+        A family of labels and its parameters each.
+    """
+
+    entries: Annotated[
+        tuple[SerializeAsAny[Annotated[Options, BeforeValidator(label_entry_of)]], ...],
+        Field(min_length=1),
+    ]
+
+
 class Labels(_Section):
-    """What is predicted."""
+    """What is predicted.
+
+    Attributes
+    ----------
+    horizon
+        Of ``labels/forward_returns``: one rebalance period.
+    sets
+        What else is made, by name.
+    """
 
     horizon: timedelta
+    sets: dict[SetName, DeclaredLabels] = Field(default_factory=dict)
 
     _parse = field_validator("horizon", mode="before")(_duration)
 
@@ -288,19 +415,11 @@ class Model(_Section):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     algorithm: Literal["lightgbm"]
-    features: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)] = FEATURE_COLUMNS
+    features: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)] | None = None
     train_weeks: Positive
     calibration_weeks: Positive
     min_rows: Positive
     parameters: Parameters = Field(default_factory=Parameters)
-
-    @field_validator("features")
-    @classmethod
-    def _known_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [column for column in value if column not in FEATURE_COLUMNS]
-        if unknown:
-            raise ValueError(f"unknown feature {', '.join(unknown)}; allowed: {', '.join(FEATURE_COLUMNS)}")
-        return value
 
     @model_validator(mode="after")
     def _room_to_train(self) -> Model:
@@ -452,6 +571,19 @@ class Environment(_Section):
     coingecko_pro_key: str | None = Field(default=None, repr=False)
 
 
+class Measured(_Section):
+    """What was measured of the declared features; the file beside ``platform.yaml``, which a command writes.
+
+    Attributes
+    ----------
+    entries
+        None: not looked at, so that what a declaration leaves open can be measured; good for names, not for values.
+    """
+
+    file: Path = Path(NAME)
+    entries: Measurements | None = Field(default_factory=dict, repr=False)
+
+
 class Settings(_Section):
     """All settings of one deployment; see ``platform.yaml`` for the meaning of each key."""
 
@@ -462,13 +594,16 @@ class Settings(_Section):
     end: date | None
     base_interval: Interval
     raster_interval: Interval
-    rollup_intervals: Annotated[tuple[Interval, ...], Field(min_length=1), AfterValidator(_once)]
+    rollup_intervals: Annotated[tuple[RollupInterval, ...], Field(min_length=1), AfterValidator(_once)]
+    raster: Raster = Raster()
     universe: Universe
     listings: tuple[Listing, ...] = ()
     coins: dict[str, str] = Field(default_factory=dict)
     coin_kinds: dict[str, Literal["coin", "stable", "wrapped", "staked", "bridged", "pegged"]] = Field(
         default_factory=dict
     )
+    features: dict[SetName, DeclaredFeatures] = Field(default_factory=dict)
+    cross_section: CrossSection = CrossSection()
     labels: Labels
     factors: Factors
     weights: Weights
@@ -479,6 +614,7 @@ class Settings(_Section):
     sources: Sources
     simulation: Simulation
     environment: Environment = Environment()
+    measured: Measured = Measured()
 
     @field_validator("listings")
     @classmethod
@@ -495,9 +631,12 @@ class Settings(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         # Each line begins with the key to blame, see _offences.
+        off_grid = list(self._off_the_grid())
         found = [
-            *self._off_the_grid(),
+            *off_grid,
             *self._outside_the_universe(),
+            # Off the grid windows are no bars either, which would say the same once for every set.
+            *(() if off_grid else self._not_computable()),
             *self._out_of_time(),
             *self._not_in_the_world(),
         ]
@@ -507,9 +646,17 @@ class Settings(_Section):
 
     def _off_the_grid(self) -> Iterator[str]:
         base, raster = interval_ms(self.base_interval), interval_delta(self.raster_interval)
-        for interval in self.rollup_intervals:
+        for interval in self.daily_intervals:
             if interval_ms(interval) % base:
                 yield f"rollup_intervals: {interval} is not a multiple of base_interval {self.base_interval}"
+        if WEEK in self.rollup_intervals and "1d" not in self.rollup_intervals:
+            yield f"rollup_intervals: {WEEK} is made of 1d; name both"
+        if self.raster.max_age.contract > raster:
+            yield (
+                f"raster.max_age.contract: {_hours(self.raster.max_age.contract)} is longer than a row; "
+                f"allowed: up to raster_interval {self.raster_interval}"
+            )
+        yield from self._never_young()
         if self.raster_interval not in self.rollup_intervals:
             yield f"rollup_intervals: must contain raster_interval {self.raster_interval}"
         if self.raster_interval != "1h":
@@ -531,6 +678,33 @@ class Settings(_Section):
                     f"allowed: multiples of {self.raster_interval} from {_hours(least)}"
                 )
 
+    def _never_young(self) -> Iterator[str]:
+        # A sample is as old as it is at the end of the row after the one in which it was taken.
+        raster, ages, sources = interval_delta(self.raster_interval), self.raster.max_age, self.sources
+        period = sources.open_interest_period
+        books = sources.order_books
+        for key, age, needed, why in (
+            ("market_cap", ages.market_cap, timedelta(days=1) - raster, "caps are told once a day"),
+            ("funding_rate", ages.funding_rate, raster, "a settlement is a row old when it is joined"),
+            (
+                "open_interest",
+                ages.open_interest,
+                max(raster, interval_delta(period)) if period else timedelta(),
+                f"sources.open_interest_period is {period}",
+            ),
+            (
+                "order_book",
+                ages.order_book,
+                books.every if books.symbols else timedelta(),
+                f"sources.order_books.every is {_hours(books.every)}",
+            ),
+        ):
+            if age <= needed:
+                yield (
+                    f"raster.max_age.{key}: {_hours(age)} leaves rows without it, since {why}; "
+                    f"allowed: more than {_hours(needed)}"
+                )
+
     def _outside_the_universe(self) -> Iterator[str]:
         models = [model.name for model in self.models]
         if len(set(models)) < len(models):
@@ -543,6 +717,76 @@ class Settings(_Section):
             for symbol in symbols:
                 if symbol not in known:
                     yield f"{key}: {symbol} is not in the universe; allowed: {', '.join(known)}"
+
+    def _not_computable(self) -> Iterator[str]:
+        owners: dict[str, str] = {}
+        broken = False
+        for name, declared in self.features.items():
+            if f"features/{name}" in FIXED_TABLES or name == "cross_section":
+                yield f"features.{name}: this table is always made; choose another name"
+            if declared.interval not in (None, *self.daily_intervals):
+                broken = True
+                yield (
+                    f"features.{name}.interval: {declared.interval} is not rolled up; "
+                    f"allowed: {', '.join(self.daily_intervals)}"
+                )
+                continue
+            try:
+                columns = [feature.name for feature in self.feature_sets[name].features]
+            except ValueError as error:
+                broken = True
+                yield f"features.{name}.entries: {error}"
+                continue
+            for column in columns:
+                if column in owners:
+                    yield f"features.{name}.entries: {column} is made by {owners[column]} already; choose other names"
+            owners |= dict.fromkeys(columns, f"features/{name}")
+            yield from self._longer_than_history(name)
+        for name, chosen in self.label_sets.items():
+            if f"labels/{name}" in FIXED_TABLES:
+                yield f"labels.sets.{name}: this table is always made; choose another name"
+            try:
+                _ = chosen.labels
+            except ValueError as error:
+                yield f"labels.sets.{name}.entries: {error}"
+        # What a broken set would have made is not known, so neither is what of it does not exist.
+        if not broken:
+            yield from self._not_among_features(owners)
+
+    def _longer_than_history(self, name: str) -> Iterator[str]:
+        # Of the live world's present nothing is known here; there a window is filled some day.
+        last = self.end or (self.simulation.now.date() if self.simulated else None)
+        if last is None:
+            return
+        chosen = self.feature_sets[name]
+        for place, (entry, columns) in enumerate(zip(chosen.entries, chosen.by_entry, strict=True)):
+            for feature in columns:
+                needed = feature.warm_up * chosen.grid.bar
+                if needed >= last - self.start:
+                    yield (
+                        f"features.{name}.entries: entry {place} ({entry.generator}): {feature.name} needs "
+                        f"{needed / timedelta(days=1):g} days of history, but there are {(last - self.start).days} from "
+                        f"start {self.start} to {last}; shorten its window or move start"
+                    )
+
+    def _not_among_features(self, owners: Mapping[str, str]) -> Iterator[str]:
+        try:
+            for one in self.standings:
+                if one.name in owners:
+                    yield f"cross_section: {one.name} is made by {owners[one.name]} already; choose other names there"
+        except ValueError as error:
+            yield f"cross_section: {error}"
+            return
+        if not self.feature_tables:
+            yield "models: there is no feature to fit on; declare a set on the raster's interval"
+            return
+        for place, model in enumerate(self.models):
+            unknown = [column for column in model.features or () if column not in self.feature_tables]
+            if unknown:
+                yield (
+                    f"models.{place}.features: unknown feature {', '.join(unknown)}; "
+                    f"allowed: {', '.join(self.feature_tables)}"
+                )
 
     def _out_of_time(self) -> Iterator[str]:
         if self.end is not None and self.end <= self.start:
@@ -566,6 +810,65 @@ class Settings(_Section):
                         f"universe.{key}: the synthetic world has no {', '.join(unknown)}; "
                         f"allowed: {', '.join(allowed)}"
                     )
+
+    @cached_property
+    def feature_sets(self) -> dict[str, FeatureSet]:
+        """The declared feature sets by name."""
+        found = {}
+        stored = None if self.measured.entries is None else by_key(self.measured.entries)
+        for name, declared in self.features.items():
+            interval = self.interval_of(name)
+            columns = RASTER_COLUMNS if interval == self.raster_interval else BAR_COLUMNS
+            grid = Grid(interval_delta(interval), columns)
+            entries, measured = settled(declared.entries, grid, stored)
+            found[name] = FeatureSet(name, replace(grid, measured=measured), entries)
+        return found
+
+    @cached_property
+    def label_sets(self) -> dict[str, LabelSet]:
+        """The declared label sets by name."""
+        bar, costs = interval_delta(self.raster_interval), self.costs
+        terms = Terms(bar, RASTER_COLUMNS, costs.fill_wait, costs.death_after)
+        return {name: LabelSet(name, terms, declared.entries) for name, declared in self.labels.sets.items()}
+
+    @cached_property
+    def _raster_features(self) -> dict[str, str]:
+        return {
+            feature.name: f"features/{name}"
+            for name, chosen in self.feature_sets.items()
+            if self.interval_of(name) == self.raster_interval
+            for feature in chosen.features
+        }
+
+    @cached_property
+    def standings(self) -> tuple[Standing, ...]:
+        """The columns of ``features/cross_section``; ``ValueError`` if one cannot be made."""
+        raster = dict.fromkeys(RASTER_COLUMNS, "rollups/raster")
+        compared = self.cross_section
+        return standings(compared.ranks, compared.zscores, raster | self._raster_features)
+
+    @cached_property
+    def feature_tables(self) -> dict[str, str]:
+        """Columns that a model may use -> the table they are in: those of the raster's interval."""
+        ranked = dict.fromkeys((one.name for one in self.standings), "features/cross_section")
+        return self._raster_features | ranked
+
+    def features_of(self, model: Model) -> tuple[str, ...]:
+        """The columns that a model uses: those it names, else all it may."""
+        return model.features or tuple(self.feature_tables)
+
+    def rows_of(self, name: str) -> FeatureRows:
+        """What a declared feature set is computed on."""
+        if self.interval_of(name) == self.raster_interval:
+            columns = (*IDENTITY, "has_bar", *self.feature_sets[name].inputs)
+            return FeatureRows("rollups/raster", columns, None)
+        # Bars of other venues, which people may have imported, are none of the universe.
+        where = f"venue = '{self.venue}' and interval = '{self.interval_of(name)}'"
+        return FeatureRows("rollups/klines", None, where)
+
+    def interval_of(self, name: str) -> str:
+        """Interval of a declared feature set; the raster's has the raster's columns, another one those of its bars."""
+        return self.features[name].interval or self.raster_interval
 
     @property
     def simulated(self) -> bool:
@@ -600,12 +903,19 @@ class Settings(_Section):
         return (self.simulation.now + timedelta(days=1)).date()
 
     @property
+    def daily_intervals(self) -> tuple[str, ...]:
+        """The roll-up intervals of up to a day; bars of a week lie in a table of their own."""
+        return tuple(interval for interval in self.rollup_intervals if interval != WEEK)
+
+    @property
     def bars_per_day(self) -> int:
         """Raster bars in a UTC day."""
         return DAY_MS // interval_ms(self.raster_interval)
 
 
-def load_settings(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Settings:
+def load_settings(
+    path: Path | None = None, environment: Mapping[str, str] | None = None, *, measuring: bool = False
+) -> Settings:
     """Read, overlay and validate the settings.
 
     Parameters
@@ -614,6 +924,8 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] | Non
         The file; by default ``CRYPTO_ASSETS_CONFIG``, else ``platform.yaml`` in the working folder or beside the package.
     environment
         Variables; by default the process environment.
+    measuring
+        Whether features may leave open how much history they need though nothing is stored of it: see `Measured`.
 
     Raises
     ------
@@ -630,15 +942,25 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] | Non
     overlays = raw.pop("worlds", None) or {}
     if not isinstance(overlays, dict) or set(overlays) - set(WORLDS):
         raise SettingsError(f"{path}: worlds: {overlays!r} is not allowed; allowed keys: {', '.join(WORLDS)}")
+    folder = path.resolve().parent
+    # What a user writes beside the file, `module:function` finds, whoever loads it and from where.
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    stored = folder / NAME
+    try:
+        measured = {"file": stored, "entries": None if measuring else read_measurements(stored)}
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
     settings, refused = None, []
     for name in dict.fromkeys((world, *overlays)):
         overlay = overlays.get(name) or {}
         if not isinstance(overlay, dict):
             raise SettingsError(f"{path}: worlds.{name}: {overlay!r} must hold keys and values")
-        for key in sorted({"world", "worlds", "environment"} & set(overlay)):
+        for key in sorted({"world", "worlds", "environment", "measured"} & set(overlay)):
             raise SettingsError(f"{path}: worlds.{name}.{key}: unknown key; it is no setting of one world")
         try:
-            valid = Settings.model_validate(_merged(path, raw, overlay, name, environment))
+            merged = _merged(path, raw, overlay, name, environment)
+            valid = Settings.model_validate({**merged, "measured": measured})
             settings = valid if name == world else settings
         except ValidationError as error:
             refused += _explain(path, error, raw, overlay, name, chosen=name == world)
@@ -650,7 +972,22 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] | Non
 @cache
 def current_settings() -> Settings:
     """The settings of this process, read once."""
-    return load_settings()
+    return load_settings(measuring=_measuring)
+
+
+#: Whether this process measures.
+_measuring = False
+
+
+def measuring_settings() -> Settings:
+    """The settings of a process that measures: from now on they are the current ones, whatever is not measured yet.
+
+    To be called before anything reads the current settings, such as the contracts of all tables.
+    """
+    global _measuring
+    _measuring = True
+    current_settings.cache_clear()
+    return current_settings()
 
 
 def _default_path() -> Path:
@@ -684,6 +1021,8 @@ def _merged(
         raise SettingsError(
             f"{path}: environment: unknown key; addresses and secrets are read from the environment"
         )
+    if "measured" in merged:
+        raise SettingsError(f"{path}: measured: unknown key; `{COMMAND}` keeps it in {NAME}")
     merged["world"] = world
     merged["environment"] = {
         "exchange_url": environment.get(f"{PREFIX}EXCHANGE_URL"),
@@ -780,4 +1119,4 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
     if model is Parameters:
         return sorted(Parameters.__annotations__)
     own = {"worlds"} if model is Settings else set()
-    return sorted((set(model.model_fields) | own) - {"environment"})
+    return sorted((set(model.model_fields) | own) - {"environment", "measured"})

@@ -12,8 +12,8 @@ import pytest
 
 from crypto_assets.checks import checks_of
 from crypto_assets.definitions import STAGE_SETTINGS, STAGES, defs, lineage_of
-from crypto_assets.schemas import TABLES
 from crypto_assets.settings import Settings, current_settings
+from crypto_assets.tables import TABLES
 
 PACKAGE = Path(__file__).resolve().parents[1] / "crypto_assets"
 GRAPH = defs.resolve_asset_graph()
@@ -21,6 +21,8 @@ KEYS = sorted(GRAPH.get_all_asset_keys())
 ORDER = {stage: position for position, stage in enumerate(STAGES)}
 #: What of the simulation touches the world: it serves, reads recordings, or waits. Everything else is pure.
 WORLDLY = {"server", "recordings", "clock", "budgets"}
+#: What layers without I/O may import besides themselves: it knows none of them.
+SHARED = tuple(f"crypto_assets.{name}" for name in ("intervals", "jit", "reserved", "schemas"))
 COMMAND_LINE = {"cli", "cli_sources", "screen"}
 
 
@@ -78,9 +80,23 @@ def test_quant_and_worlds_touch_no_orchestrator_database_network_clock_or_enviro
 
 
 @pytest.mark.parametrize("path", modules("quant"), ids=lambda path: path.name)
-def test_quant_imports_contracts_and_intervals_besides_itself(path: Path) -> None:
-    allowed = ("crypto_assets.quant", "crypto_assets.intervals", "crypto_assets.schemas")
+def test_quant_imports_what_all_share_besides_itself(path: Path) -> None:
+    allowed = ("crypto_assets.quant", *SHARED)
     assert not [name for name in imports_of_ours(path) if not begins_with_any(name, allowed)]
+
+
+#: Compiled loops and large libraries: whoever imports a module of ours should not wait for them.
+HEAVY = ("numba", "talib", "matplotlib", "scipy", "sklearn", "lightgbm", "pypfopt")
+
+
+@EVERY_MODULE
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    if path.stem == "compiled":
+        return
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        assert not [name for name in names if begins_with_any(name, HEAVY) or name.endswith(".compiled")]
 
 
 @pytest.mark.parametrize("path", modules("simulation"), ids=lambda path: path.name)
@@ -101,7 +117,7 @@ def test_every_module_that_touches_the_world_is_there() -> None:
 
 @pytest.mark.parametrize("path", modules("formats"), ids=lambda path: path.name)
 def test_formats_know_files_and_nothing_of_network_clock_or_warehouse(path: Path) -> None:
-    allowed = ("crypto_assets.formats", "crypto_assets.intervals", "crypto_assets.schemas")
+    allowed = ("crypto_assets.formats", *SHARED)
     assert not [name for name in imports_of_ours(path) if not begins_with_any(name, allowed)]
     assert not [
         name for name in imports(path) if begins_with_any(name, ("dagster", "duckdb", "time", *NETWORK))
@@ -196,12 +212,12 @@ def test_labels_alone_look_ahead_and_fits_read_history_alone(key: dg.AssetKey) -
         if key.path[0] == "labels":
             continue
         assert end <= 0, f"{key} looks ahead at {parent}"
-        if TABLES["/".join(key.path)].clock == "weekly":
+        if TABLES["/".join(key.path)].clock == "weekly" and key.path[0] != "rollups":
             assert start < 0 and end == -1, f"{key} must read {parent} through history()"
 
 
 def test_labels_feed_fits_alone() -> None:
-    fits = {key for key in KEYS if TABLES["/".join(key.path)].clock == "weekly"}
+    fits = {key for key in KEYS if TABLES["/".join(key.path)].clock == "weekly" and key.path[0] != "rollups"}
     readers = {
         key for key in KEYS if any(parent.path[0] == "labels" for parent in GRAPH.get(key).parent_keys)
     }
@@ -223,8 +239,13 @@ def test_a_stage_is_made_again_when_a_setting_that_its_module_reads_is_edited(st
     if stage in ("rollups", "features"):
         files.append(PACKAGE / "resources" / "dbt_assets.py")
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    read = set(re.findall(r"\bsettings(?:\(\))?\.([a-z_]+)", text)) & set(Settings.model_fields)
-    assert read <= set(STAGE_SETTINGS[stage])
+    read = {
+        tuple(name.split("."))
+        for name in re.findall(r"\bsettings(?:\(\))?\.([a-z_]+(?:\.[a-z_]+)?)", text)
+        if name.split(".")[0] in Settings.model_fields
+    }
+    named = {tuple(name.split(".")) for name in STAGE_SETTINGS[stage]}
+    assert not [found for found in read if not {found, found[:1]} & named]
 
 
 def test_an_edit_of_a_stages_settings_changes_the_version_of_its_tables_alone() -> None:
@@ -233,3 +254,13 @@ def test_an_edit_of_a_stages_settings_changes_the_version_of_its_tables_alone() 
     before, after = lineage_of(settings).code_versions, lineage_of(edited).code_versions
     changed = {name.split("/")[0] for name in before if before[name] != after[name]}
     assert changed == {stage for stage, sections in STAGE_SETTINGS.items() if "costs" in sections}
+
+
+def test_another_declared_set_changes_the_version_of_no_other_table() -> None:
+    settings = current_settings()
+    (kept, *_) = settings.labels.sets
+    labels = settings.labels.model_copy(update={"sets": {kept: settings.labels.sets[kept]}})
+    features = {name: declared for name, declared in settings.features.items() if name != "every_talib"}
+    edited = settings.model_copy(update={"labels": labels, "features": features})
+    before, after = lineage_of(settings).code_versions, lineage_of(edited).code_versions
+    assert before == after

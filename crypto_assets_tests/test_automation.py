@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from crypto_assets import runs
+from crypto_assets.assets.labels import LOOKAHEAD_DAYS
 from crypto_assets.automation import PATIENCE, in_order, ranges_of
 from crypto_assets.cli import simulated_world
 from crypto_assets.definitions import definitions_of, defs, lineage_of
@@ -19,21 +20,42 @@ from crypto_assets.intervals import to_ms
 from crypto_assets.partitions import DAY
 from crypto_assets.resources.ingest import REREAD
 from crypto_assets.resources.warehouse.lake import Lake, missing_in
-from crypto_assets.schemas import TABLES, table_of
 from crypto_assets.settings import Environment, Warehouse, current_settings
 from crypto_assets.simulation.faults import Fault
 from crypto_assets.simulation.server import MarketServer
 from crypto_assets.simulation.world import Restatement
+from crypto_assets.tables import TABLES, table_of
 
 SATURDAY = datetime(2024, 1, 20, 22, 20)
 HOUR = timedelta(hours=1)
 #: Listed from the first day on.
 BASES = ("ADA", "BNB", "BTC", "ETH", "SOL", "XRP")
-KLINES, LABELS = "raw/klines", "labels/forward_returns"
-FITS = frozenset(table.name for table in TABLES.values() if table.clock == "weekly")
-APPLIED = frozenset(
-    table.name for table in TABLES.values() if table.clock == "daily" and table.write == "replace"
-) - {LABELS}
+KLINES = "raw/klines"
+#: Tables of labels -> whole days after its own that a day reads.
+REACH = {"labels/forward_returns": LOOKAHEAD_DAYS} | {
+    f"labels/{name}": chosen.lookahead_days for name, chosen in current_settings().label_sets.items()
+}
+LABELS = frozenset(REACH)
+FITS = frozenset(
+    table.name for table in TABLES.values() if table.clock == "weekly" and table.stage != "rollups"
+)
+APPLIED = (
+    frozenset(table.name for table in TABLES.values() if table.clock == "daily" and table.write == "replace")
+    - LABELS
+)
+
+
+def repaired_labels(day: str) -> list[Request]:
+    """What is asked for of the days before one that has just become whole: the labels that read it."""
+    before = date.fromisoformat(day)
+    last = (before - timedelta(days=1)).isoformat()
+    together = [
+        frozenset(name for name, reach in REACH.items() if reach == length) for length in set(REACH.values())
+    ]
+    return [
+        Request("repairs", names, (before - timedelta(days=REACH[min(names)])).isoformat(), last)
+        for names in sorted(together, key=min)
+    ]
 
 
 class Request(NamedTuple):
@@ -229,8 +251,8 @@ def test_at_a_day_boundary_the_last_hour_of_the_day_before_is_not_lost(orchestra
     # Saturday's last interval has closed, nothing of Sunday has; labels read the days that are whole now.
     assert orchestra.at(datetime(2024, 1, 21, 0, 2)) == [
         Request("market", frozenset({KLINES}), saturday, saturday),
-        Request("conditions", APPLIED | {LABELS}, saturday, saturday),
-        Request("repairs", frozenset({LABELS}), "2024-01-17", "2024-01-19"),
+        Request("conditions", APPLIED | LABELS, saturday, saturday),
+        *repaired_labels(saturday),
     ]
     last_bar = max(orchestra.lake.read(table_of("features/universe"), [saturday])["ts"].to_pylist())
     assert last_bar == datetime(2024, 1, 20, 23)
@@ -277,7 +299,7 @@ def test_at_a_week_boundary_fits_are_made_once_after_the_last_day_is_whole(orche
     late = orchestra.at(datetime(2024, 1, 21, 23, 20))
     assert late[:3] == [
         Request("market", frozenset({KLINES}), "2024-01-20", sunday),
-        Request("conditions", APPLIED | {LABELS}, "2024-01-20", "2024-01-20"),
+        Request("conditions", APPLIED | LABELS, "2024-01-20", "2024-01-20"),
         Request("conditions", APPLIED, sunday, sunday),
     ]
     assert not any(request.tables & FITS for request in late)
@@ -288,8 +310,10 @@ def test_at_a_week_boundary_fits_are_made_once_after_the_last_day_is_whole(orche
 
     assert orchestra.at(datetime(2024, 1, 22, 0, 20)) == [
         Request("market", frozenset({KLINES}), sunday, sunday),
-        Request("conditions", APPLIED | {LABELS}, sunday, sunday),
-        Request("repairs", frozenset({LABELS}), "2024-01-18", "2024-01-20"),
+        Request("conditions", APPLIED | LABELS, sunday, sunday),
+        # Bars of the week that is over.
+        Request("repairs", frozenset({"rollups/klines_1w"}), "2024-01-15", "2024-01-15"),
+        *repaired_labels(sunday),
         Request("conditions", FITS, monday, monday),
     ]
     fitted = {name: orchestra.lake.provenance(table_of(name), monday) for name in FITS}
@@ -300,7 +324,7 @@ def test_at_a_week_boundary_fits_are_made_once_after_the_last_day_is_whole(orche
     ]
     # On Tuesday more of last week's labels are decided; none of that was known at the cut.
     tuesday = orchestra.at(datetime(2024, 1, 23, 1, 20))
-    assert any(LABELS in request.tables for request in tuesday)
+    assert any(LABELS & request.tables for request in tuesday)
     assert not any(request.tables & FITS for request in tuesday)
     assert {name: orchestra.lake.provenance(table_of(name), monday) for name in FITS} == fitted
 
@@ -318,8 +342,9 @@ def test_an_old_restatement_remakes_exactly_what_it_touches(orchestra: Orchestra
     reach = {
         "rollups/klines": ("2024-01-05", "2024-01-05"),
         "rollups/raster": ("2024-01-05", "2024-01-07"),
-        "features/price_action": ("2024-01-05", "2024-01-13"),
-        LABELS: ("2024-01-02", "2024-01-05"),
+        # Two weeks, but for the days that are the condition's.
+        "features/price_action": ("2024-01-05", "2024-01-18"),
+        "labels/forward_returns": ("2024-01-02", "2024-01-05"),
     }
     for name, (first, last) in reach.items():
         of_table = [request for request in repaired if name in request.tables]
@@ -327,7 +352,7 @@ def test_an_old_restatement_remakes_exactly_what_it_touches(orchestra: Orchestra
             first,
             last,
         ), name
-    assert min(request.first for request in made) == "2024-01-02"
+    assert min(request.first for request in made) == (day - max(REACH.values()) * DAY).date().isoformat()
     assert {request.first for request in repaired if request.tables & FITS} == {"2024-01-08"}
     # The newest days and the running week are the condition's.
     assert {request.first for request in made if request.who == "conditions"} <= {
@@ -433,10 +458,12 @@ def test_an_empty_warehouse_begins_with_yesterday_and_today(market: MarketServer
     assert fresh.tick_conditions(SATURDAY) == []
 
 
-def test_every_derived_asset_has_a_condition_and_no_source_has() -> None:
+def test_every_derived_asset_but_bars_of_weeks_has_a_condition_and_no_source_has() -> None:
     graph = defs.resolve_asset_graph()
     for key in graph.get_all_asset_keys():
-        derived = table_of("/".join(key.path)).write == "replace"
+        table = table_of("/".join(key.path))
+        # Bars of a week that is over are asked for with the older days.
+        derived = table.write == "replace" and table.name != "rollups/klines_1w"
         assert (graph.get(key).automation_condition is not None) == derived
 
 

@@ -24,8 +24,9 @@ from crypto_assets.partitions import DAILY, HOURLY, KEY_FORMATS, floor_of, lengt
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.resources.warehouse.lake import Lake, Provenance, SeriesCoverage, WarehouseError
 from crypto_assets.rules import FINDINGS
-from crypto_assets.schemas import TABLES, Table, table_of
+from crypto_assets.schemas import Table
 from crypto_assets.settings import Listing, Settings, current_settings
+from crypto_assets.tables import TABLES, table_of
 
 SETTINGS = current_settings()
 DAY = datetime(2024, 1, 10)
@@ -79,7 +80,10 @@ _OF_COLUMN = {
     "buy_threshold": 0.6,
     "sell_threshold": 0.4,
 }
+_PRICES = {name: _OF_COLUMN[name] for name in ("open", "high", "low", "close")}
 _BARS = [{"ts": DAY + hour * HOUR, "known_at": DAY + (hour + 1) * HOUR} for hour in range(24)]
+#: What the raster knows of the contract besides the values above.
+_CONTRACT = {f"futures_{name}": value for name, value in _PRICES.items()} | {"funding_age_hours": 1.0}
 _CUT = [{"known_at": MONDAY}]
 _UNDECIDED = {
     "known_at": None,
@@ -141,7 +145,9 @@ SOUND: dict[str, Rows] = {
         {"interval": "4h", "known_at": DAY + 4 * HOUR},
         {"interval": "1d", "known_at": WHOLE},
     ],
-    "rollups/raster": _BARS,
+    "rollups/klines_1w": [{"interval": "1w", "ts": MONDAY - timedelta(days=7), "known_at": MONDAY}],
+    "rollups/raster": [bar | _CONTRACT for bar in _BARS],
+    "features/every_bar": [{"known_at": DAY + 4 * HOUR}],
     "labels/forward_returns": [
         {
             "ts": EARLY,
@@ -367,8 +373,17 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
     (
         "labels/forward_returns",
         "known_at",
-        "a label is decided after its own bar",
-        {"outcome": "gap", "known_at": EARLY + HOUR},
+        "a label is not decided before its own bar ends",
+        {"outcome": "gap", "known_at": EARLY + HOUR / 2},
+    ),
+    *(
+        (name, "known_at", rule, defect)
+        for name in NAMES
+        if name.startswith("labels/") and name != "labels/forward_returns"
+        for rule, defect in (
+            ("an undecided label holds no value", {"known_at": None}),
+            ("a label is not decided before its own bar ends", {"known_at": DAY + HOUR / 2}),
+        )
     ),
     (
         "labels/forward_returns",
@@ -384,7 +399,7 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
     ),
     *(
         (name, "prices", rule, change)
-        for name in ("raw/klines", "rollups/klines", "rollups/raster")
+        for name in ("raw/klines", "rollups/klines", "rollups/klines_1w", "rollups/raster")
         for rule, change in {
             "low <= open, close <= high": {"high": 101.0},
             POSITIVE if name == "raw/klines" else "prices are positive": {"low": 0.0},
@@ -412,6 +427,50 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
     ("raw/coin_ohlc", "prices", "low <= open, close <= high", {"high_usd": 0.4}),
     ("raw/coin_ohlc", "prices", "prices are positive", {"low_usd": 0.0}),
     ("rollups/klines", "prices", "a bar has all four prices", {"close": None}),
+    ("rollups/klines_1w", "prices", "a bar has all four prices", {"close": None}),
+    ("rollups/klines_1w", "bounds", "a bar of a week begins on Monday", {"interval": "7d"}),
+    ("rollups/raster", "prices", "a market cap has its rank, and ranks begin with 1", {"market_cap_rank": 0}),
+    (
+        "rollups/raster",
+        "prices",
+        "a market cap has its rank, and ranks begin with 1",
+        {"market_cap_rank": None},
+    ),
+    ("rollups/raster", "prices", "of the contract: low <= open, close <= high", {"futures_high": 101.0}),
+    *(
+        ("rollups/raster", "prices", "of the contract: prices are positive", change)
+        for change in ({"futures_low": 0.0}, {"mark_price": 0.0})
+    ),
+    *(
+        ("rollups/raster", "prices", "of the contract: no amount is negative", {name: -1})
+        for name in (
+            "futures_volume_base",
+            "futures_turnover_quote",
+            "futures_n_trades",
+            "futures_taker_buy_base",
+            "futures_taker_buy_quote",
+            "open_interest_base",
+            "open_interest_quote",
+        )
+    ),
+    *(
+        ("rollups/raster", "prices", "a book's bid lies below its ask", {name: value})
+        for name, value in {"book_spread_bps": 0.0, "book_mid": -1.0, "book_gap_quote": -1.0}.items()
+    ),
+    *(
+        (
+            "rollups/raster",
+            "known_at",
+            "a funding rate was settled before the row was known, and is young enough",
+            change,
+        )
+        for change in (
+            {"funding_age_hours": 0.0},
+            {"funding_age_hours": 9.01},
+            {"funding_age_hours": None},
+            {"funding_rate_frac": None},
+        )
+    ),
     ("rollups/raster", "prices", "a row with a bar has all four prices", {"open": None}),
     ("rollups/raster", "prices", "a row without a bar has no price", {"has_bar": False, "bar_age": 1}),
     ("rollups/raster", "prices", "bar_age is 0 where there is a bar, and only there", {"bar_age": 1}),
@@ -503,10 +562,47 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
     ("raw/coin_kinds", "bounds", "what is no coin of its own says by what", {"decided_by": None}),
     ("features/universe", "bounds", "a row is eligible, or says why not", {"eligible": False}),
     ("features/universe", "bounds", "history and turnover are not negative", {"history_days": -1.0}),
-    ("features/technical", "bounds", "volatility is not negative", {"volatility_24h_log": -0.1}),
-    ("features/technical", "bounds", "the true range is not negative", {"atr_14h_frac": -0.1}),
-    ("features/technical", "bounds", "the strength index lies in 0 to 100", {"rsi_14h": 101.0}),
-    ("features/technical", "bounds", "the share of taker buys lies in 0 to 1", {"taker_buy_24h_frac": 1.1}),
+    ("features/price_action", "bounds", "volatility_24h_log is at least 0", {"volatility_24h_log": -0.1}),
+    ("features/price_action", "bounds", "rsi_14h is at least 0 and at most 100", {"rsi_14h": 101.0}),
+    (
+        "features/price_action",
+        "bounds",
+        "taker_buy_24h_frac is at least 0 and at most 1",
+        {"taker_buy_24h_frac": 1.1},
+    ),
+    (
+        "features/market",
+        "bounds",
+        "turnover_12h_to_market_cap is at least 0",
+        {"turnover_12h_to_market_cap": -0.1},
+    ),
+    (
+        "features/market",
+        "bounds",
+        "open_interest_to_turnover_12h is at least 0",
+        {"open_interest_to_turnover_12h": -0.1},
+    ),
+    (
+        "features/market",
+        "bounds",
+        "futures_share_12h_frac is at least 0 and at most 1",
+        {"futures_share_12h_frac": 1.1},
+    ),
+    *(
+        ("features/every_statistic", "bounds", f"{name} is at least {bounds}", {name: -1.1})
+        for name, bounds in {
+            "close_lsbm_12": "0",
+            "close_fmax_12": "0 and at most 1",
+            "close_std_12": "0",
+            "close_area_12": "-1 and at most 1",
+            "volume_base_lsbm_24": "0",
+            "volume_base_fmax_24": "0 and at most 1",
+        }.items()
+    ),
+    *(
+        ("features/every_bar", "bounds", f"{name} is at least -1 and at most 1", {name: 1.1})
+        for name in ("close_area_6", "futures_close_area_6")
+    ),
     ("labels/forward_returns", "bounds", "nothing loses more than all", {"forward_return_frac": -1.1}),
     (
         "weights/alpha_weights",
@@ -552,7 +648,11 @@ DEFECTS: list[tuple[str, str, str, Row | Change]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "check", "rule", "change"), DEFECTS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("name", "check", "rule", "change"),
+    DEFECTS,
+    ids=[f"{name} {check} {rule[:60]} {place}" for place, (name, check, rule, _) in enumerate(DEFECTS)],
+)
 def test_a_planted_defect_breaks_its_rule_and_no_other(
     lake: Lake, name: str, check: str, rule: str, change: Row | Change
 ) -> None:

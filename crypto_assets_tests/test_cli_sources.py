@@ -27,12 +27,12 @@ from crypto_assets.cli import simulated_world
 from crypto_assets.intervals import to_ms
 from crypto_assets.partitions import DAY, HOUR
 from crypto_assets.resources.warehouse.lake import Lake, Provenance
-from crypto_assets.schemas import table_of
 from crypto_assets.screen import run_steps
 from crypto_assets.settings import Settings, load_settings
 from crypto_assets.simulation.faults import Fault
 from crypto_assets.simulation.server import MarketServer
 from crypto_assets.simulation.world import Restatement
+from crypto_assets.tables import table_of
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 from crypto_assets_tests.test_local import SUITE, free_ports, listens
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from crypto_assets.dictionary import data_dictionary
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.local import ROOT
+from crypto_assets.schemas import Table
+from crypto_assets.settings import load_settings
+from crypto_assets.tables import TABLES, every_table
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "data_dictionary.md"
+PAGE = ROOT / "docs" / "data_dictionary.md"
 
 
 def section(table: Table) -> str:
@@ -21,7 +23,10 @@ def section(table: Table) -> str:
 
 
 def test_the_committed_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == data_dictionary(), "run make docs and commit the page"
+    shipped = every_table(load_settings(ROOT / "platform.yaml", {}))
+    assert PAGE.read_text(encoding="utf-8") == data_dictionary(shipped.values()), (
+        "run make docs and commit the page"
+    )
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))

@@ -12,7 +12,7 @@ import pytest
 
 from crypto_assets.notebook import load
 from crypto_assets.resources.warehouse.lake import Lake, Provenance
-from crypto_assets.schemas import table_of
+from crypto_assets.tables import table_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 NOTEBOOK = PROJECT / "notebooks" / "holdings.ipynb"

@@ -25,10 +25,10 @@ import yaml
 from crypto_assets.definitions import defs
 from crypto_assets.local import ROOT
 from crypto_assets.resources.warehouse import Lake
-from crypto_assets.schemas import TABLES, table_of
 from crypto_assets.simulation.recorded import RecordedWorld
 from crypto_assets.simulation.recordings import load_recordings
 from crypto_assets.simulation.server import MarketServer
+from crypto_assets.tables import TABLES, table_of
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 
 pytestmark = [needs_recorded, pytest.mark.slow]

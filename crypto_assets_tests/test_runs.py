@@ -12,8 +12,8 @@ import pytest
 from crypto_assets import runs
 from crypto_assets.definitions import defs
 from crypto_assets.resources.warehouse import Lake, Provenance
-from crypto_assets.schemas import table_of
 from crypto_assets.settings import current_settings
+from crypto_assets.tables import table_of
 
 SETTINGS = current_settings()
 CAPS = table_of("raw/market_caps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import date, time, timedelta
 from pathlib import Path
@@ -14,8 +15,9 @@ from pydantic import ValidationError
 
 from crypto_assets.intervals import REBALANCE_PERIOD
 from crypto_assets.quant import predictions
+from crypto_assets.reserved import RESERVED_WORDS
+from crypto_assets.resources.dbt import AGED_SOURCES
 from crypto_assets.settings import (
-    FEATURE_COLUMNS,
     SYNTHETIC_QUOTE,
     SYNTHETIC_SYMBOLS,
     Parameters,
@@ -70,6 +72,36 @@ BAD = {
         "10m",
         ["rollup_intervals: 5m is not a multiple of base_interval 10m"],
     ),
+    "weeks without days": (
+        "rollup_intervals",
+        ["1h", "4h", "1w"],
+        ["rollup_intervals: 1w is made of 1d; name both"],
+    ),
+    "nothing is carried": (
+        "raster.max_age.order_book",
+        "0m",
+        ["raster.max_age.order_book", "allowed: 1m to 30d"],
+    ),
+    "carried for a season": (
+        "raster.max_age.market_cap",
+        "31d",
+        ["raster.max_age.market_cap", "744h", "30d"],
+    ),
+    "an age in words of two": (
+        "raster.max_age.funding_rate",
+        "8h30m",
+        ["raster.max_age.funding_rate", "24h"],
+    ),
+    "a price older than its row": (
+        "raster.max_age.contract",
+        "61m",
+        ["raster.max_age.contract: 61m is longer than a row", "up to raster_interval 1h"],
+    ),
+    "an age of nothing known": (
+        "raster.max_age.news",
+        "1h",
+        ["raster.max_age.news", "contract, funding_rate, market_cap, open_interest, order_book"],
+    ),
     "raster not rolled up": ("rollup_intervals", ["4h"], ["rollup_intervals: must contain", "1h"]),
     "raster not supported": ("raster_interval", "4h", ["raster_interval: 4h", "allowed: 1h"]),
     "foreign listing": (
@@ -82,8 +114,51 @@ BAD = {
     "symbol twice": ("universe.symbols", ["BTC", "ETH", "BTC"], ["universe.symbols", "named twice: BTC"]),
     "unknown feature": (
         "models.0.features",
-        ["rsi_7h"],
-        ["models.0.features", "unknown feature rsi_7h", "rsi_14h"],
+        ["rsi_8h"],
+        ["models.0.features", "unknown feature rsi_8h", "rsi_14h"],
+    ),
+    "window longer than history": (
+        "features.oscillators.entries",
+        [{"generator": "indicators", "function": "log_return", "windows": ["24h", "21w"]}],
+        [
+            "features.oscillators.entries: entry 0 (indicators): return_21w_log needs 147 days",
+            "start 2023-11-06",
+        ],
+    ),
+    "a set of a reserved name": (
+        "features.class",
+        RAW["features"]["oscillators"],
+        ["features.class", "choose another name"],
+    ),
+    "a column of a reserved name": (
+        "features.oscillators.entries",
+        [{"generator": "indicators", "function": "rsi", "windows": [14], "names": "order"}],
+        ["features.oscillators.entries", "order is no name for a value"],
+    ),
+    "a settlement that is always too old": (
+        "raster.max_age.funding_rate",
+        "1h",
+        ["raster.max_age.funding_rate: 1h leaves rows without it", "allowed: more than 1h"],
+    ),
+    "open interest that is asked for too seldom": (
+        "sources.open_interest_period",
+        "1d",
+        ["raster.max_age.open_interest: 2h", "sources.open_interest_period is 1d"],
+    ),
+    "unknown column in the cross-section": (
+        "cross_section.ranks",
+        ["return_25h_log"],
+        ["cross_section: there is no column return_25h_log", "return_24h_log"],
+    ),
+    "standing twice": (
+        "cross_section.ranks",
+        ["market_cap_usd", "market_cap_log"],
+        ["cross_section: market_cap_usd and market_cap_log would both be market_cap_xs_rank"],
+    ),
+    "a set of the name of the cross-section": (
+        "features.cross_section",
+        RAW["features"]["oscillators"],
+        ["features.cross_section: this table is always made"],
     ),
     "unknown factor": ("factors.names", ["factor_009"], ["factors.names.0 = 'factor_009'", "'factor_001'"]),
     "unknown algorithm": ("models.0.algorithm", "oracle", ["models.0.algorithm = 'oracle'", "'lightgbm'"]),
@@ -241,6 +316,24 @@ def test_bad_input_names_file_key_value_and_what_is_allowed(
     message = refusal(path)
     assert message.startswith(str(path))
     assert [word for word in words if word not in message] == []
+
+
+def test_weeks_are_rolled_up_but_are_no_bars_of_a_day(tmp_path: Path) -> None:
+    settings = load_settings(copy_with(tmp_path, "rollup_intervals", [*RAW["rollup_intervals"], "1w"]), {})
+    assert settings.rollup_intervals[-1] == "1w"
+    assert settings.daily_intervals == settings.rollup_intervals[:-1]
+
+
+def test_ages_are_lengths_of_time(tmp_path: Path) -> None:
+    settings = load_settings(copy_with(tmp_path, "raster.max_age.order_book", "20m"), {})
+    assert dict(settings.raster.max_age) == {
+        "market_cap": timedelta(days=3),
+        "contract": timedelta(hours=1),
+        "funding_rate": timedelta(hours=9),
+        "open_interest": timedelta(hours=2),
+        "order_book": timedelta(minutes=20),
+    }
+    assert set(dict(settings.raster.max_age)) == set(AGED_SOURCES)
 
 
 # lives of a symbol, words that the message must hold
@@ -553,6 +646,49 @@ def test_derived_values_follow_from_the_file() -> None:
     assert loaded.bars_per_day == 24
 
 
-def test_a_model_without_features_uses_every_feature_column(tmp_path: Path) -> None:
+def test_a_function_of_the_users_own_is_found_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "ideas_of_my_own.py").write_text("def double(bars):\n    return 2 * bars['close']\n")
+    entry = {"generator": "ideas_of_my_own:double", "columns": ["close"], "names": ["twice"], "lookback": 0}
+    declared = RAW["features"] | {"mine": {"entries": [entry]}}
+    loaded = load_settings(copy_with(tmp_path, "features", declared), {})
+    assert loaded.feature_tables["twice"] == "features/mine"
+
+
+def test_a_set_reads_the_raster_or_the_bars_of_its_interval_at_the_venue(tmp_path: Path) -> None:
+    entry = {"generator": "indicators", "function": "log_return", "windows": ["8h"]}
+    declared = RAW["features"] | {"slow": {"interval": "4h", "entries": [entry]}}
+    loaded = load_settings(copy_with(tmp_path, "features", declared), {})
+    on_raster, slow = loaded.rows_of("price_action"), loaded.rows_of("slow")
+    assert (on_raster.table, on_raster.where) == ("rollups/raster", None)
+    assert {"symbol", "ts", "known_at", "listing_id", "has_bar", "close"} <= set(on_raster.columns or ())
+    assert slow == ("rollups/klines", None, "venue = 'binance' and interval = '4h'")
+
+
+def test_a_model_needs_something_to_be_fitted_on(tmp_path: Path) -> None:
     model = {key: value for key, value in RAW["models"][0].items() if key != "features"}
-    assert load_settings(copy_with(tmp_path, "models", [model]), {}).models[0].features == FEATURE_COLUMNS
+    raw = RAW | {"models": [model], "features": {}, "cross_section": {}}
+    path = tmp_path / "platform.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(SettingsError, match="models: there is no feature to fit on"):
+        load_settings(path, {})
+
+
+def test_the_reserved_words_are_those_of_sql_and_dagster() -> None:
+    import duckdb
+    from dagster._core.definitions.utils import DISALLOWED_NAMES
+
+    told = duckdb.sql("select keyword_name from duckdb_keywords() where keyword_category <> 'unreserved'")
+    words = {word for (word,) in told.fetchall()} | {name.lower() for name in DISALLOWED_NAMES}
+    assert words <= RESERVED_WORDS
+
+
+def test_a_model_without_features_uses_every_column_on_the_rasters_interval(tmp_path: Path) -> None:
+    model = {key: value for key, value in RAW["models"][0].items() if key != "features"}
+    loaded = load_settings(copy_with(tmp_path, "models", [model]), {})
+    offered = loaded.features_of(loaded.models[0])
+    assert offered == tuple(loaded.feature_tables)
+    assert {"rsi_14h", "return_24h_xs_rank", "return_24h_xs_z"} <= set(offered)
+    assert "n_eligible" not in offered

@@ -9,7 +9,17 @@ from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.settings import Settings, current_settings
 
 _HISTORY = history(max(model.train_weeks for model in current_settings().models))
-_FEATURES = ("price_action", "technical", "cross_section")
+#: Tables besides features/cross_section that hold a feature of some model.
+_SETS = sorted(
+    {
+        table.split("/")[1]
+        for model in current_settings().models
+        for column in current_settings().features_of(model)
+        for table in [current_settings().feature_tables[column]]
+    }
+    - {"cross_section"}
+)
+_FEATURES = ("cross_section", *_SETS)
 #: One seed for all fits: a model differs by its data, not by chance.
 SEED = 7
 
@@ -27,10 +37,9 @@ def models(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
     warehouse: WarehouseResource,
-    price_action: pd.DataFrame,
-    technical: pd.DataFrame,
     cross_section: pd.DataFrame,
     forward_returns: pd.DataFrame,
+    **sets: pd.DataFrame,
 ) -> pd.DataFrame:
     """One row per week and model: a calibrated classifier of the sign of the forward return.
 
@@ -38,7 +47,7 @@ def models(
     """
     weeks = weeks_of(context)
     warehouse.require_whole(weeks)
-    features = predictions.assemble_features(price_action, technical, cross_section)
+    features = predictions.assemble_features(cross_section, sets)
     return pd.concat(
         [
             predictions.fit_model(
@@ -46,7 +55,7 @@ def models(
                 forward_returns,
                 week=week,
                 model=model.name,
-                feature_names=model.features,
+                feature_names=settings.features_of(model),
                 parameters=model.parameters,
                 train_weeks=model.train_weeks,
                 calibration_weeks=model.calibration_weeks,
@@ -71,15 +80,14 @@ def models(
 def scores(
     context: dg.AssetExecutionContext,
     settings: dg.ResourceParam[Settings],
-    price_action: pd.DataFrame,
-    technical: pd.DataFrame,
     cross_section: pd.DataFrame,
     fitted: pd.DataFrame,
+    **sets: pd.DataFrame,
 ) -> pd.DataFrame:
     """One row per eligible symbol, raster interval and model: the out-of-fold probability of a gain.
 
     Source: features of the day, predictions/models of its week. Empty in weeks without a usable model.
     """
-    features = predictions.assemble_features(price_action, technical, cross_section)
+    features = predictions.assemble_features(cross_section, sets)
     found = [predictions.predict(features, fitted, model.name) for model in settings.models]
     return within(pd.concat(found), context)

@@ -1,12 +1,12 @@
 """Stage raw: what exchange and aggregator say, validated and nothing else. Only ``definitions.py`` imports it."""
 
+from collections.abc import Collection
 from datetime import datetime, time, timedelta
 from functools import partial
 
 import dagster as dg
 import pandas as pd
 
-from crypto_assets.intervals import floor_ms, from_ms, to_ms
 from crypto_assets.partitions import DAILY, DAY, HOURLY, lookback, window_of
 from crypto_assets.quant.coins import CATEGORY_KINDS, LOOKBACK_DAYS, kinds_by_name
 from crypto_assets.quant.coins import coin_kinds as kinds_of_coins
@@ -15,9 +15,11 @@ from crypto_assets.quant.order_books import LOOK_BACK, summary
 from crypto_assets.quant.raw import map_coins_to_symbols
 from crypto_assets.resources.archive import ArchiveResource
 from crypto_assets.resources.coingecko import CoinGeckoResource
-from crypto_assets.resources.exchange import ExchangeResource
+from crypto_assets.resources.exchange import Exchange, ExchangeResource, MarketType
 from crypto_assets.resources.ingest import (
     REREAD,
+    SETTLEMENT_LAG,
+    Fetch,
     KlineSource,
     Listener,
     Wanted,
@@ -41,8 +43,8 @@ from crypto_assets.resources.snapshots import (
 )
 from crypto_assets.resources.warehouse import PartitionStream
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
-from crypto_assets.schemas import TABLES
 from crypto_assets.settings import Settings
+from crypto_assets.tables import TABLES
 
 RANGE = dg.BackfillPolicy.single_run()
 Coverage = dict[str, list[tuple[datetime, datetime]]]
@@ -155,7 +157,6 @@ def klines(
     symbols = collected_symbols(warehouse, settings)
     markets = collected(symbols, known_markets(warehouse, client, settings), client)
     now = client.server_time()
-    watermark = from_ms(floor_ms(to_ms(now), settings.base_interval))
     files = None if route == "rest" else archive.client(warehouse.lake.ledger)
     wanted = [Wanted(one, kind) for one in markets for kind in kinds_of(one.market.symbol, settings)]
     return PartitionStream(
@@ -165,7 +166,6 @@ def klines(
             _covered(context, warehouse, "raw/klines"),
             window,
             interval=settings.base_interval,
-            watermark=watermark,
             overlap_bars=settings.sources.overlap_bars,
             concurrency=settings.sources.concurrency,
             listener=progress,
@@ -193,23 +193,20 @@ def funding_rates(
     contract is collected, or none settled that day.
     """
     client = exchange.client()
-    window, now = window_of(context), client.server_time()
-    symbols = collected_symbols(warehouse, settings)
-    markets = collected(symbols, known_markets(warehouse, client, settings), client)
-    return PartitionStream(
-        sample_pieces(
-            lambda one, start, end: client.funding_rates(one.market, start, end, now),
-            TABLES["raw/funding_rates"],
-            [one for one in markets if one.market.market_type == "perpetual"],
-            _covered(context, warehouse, "raw/funding_rates"),
-            window,
-            venue=settings.venue,
-            kind="funding",
-            interval="",
-            now=now,
-            concurrency=settings.sources.concurrency,
-            listener=progress,
-        )
+    now = client.server_time()
+    return _samples(
+        context,
+        settings,
+        client,
+        warehouse,
+        progress,
+        "raw/funding_rates",
+        lambda one, start, end: client.funding_rates(one.market, start, end, now),
+        ("perpetual",),
+        kind="funding",
+        interval="",
+        now=now,
+        lag=SETTLEMENT_LAG,
     )
 
 
@@ -233,25 +230,21 @@ def open_interest(
     contract is collected, sampling is switched off, or the day is older than what the exchange keeps.
     """
     client = exchange.client()
-    window, now = window_of(context), client.server_time()
-    period = settings.sources.open_interest_period
-    symbols = collected_symbols(warehouse, settings) if period else ()
-    markets = collected(symbols, known_markets(warehouse, client, settings), client) if period else []
-    return PartitionStream(
-        sample_pieces(
-            lambda one, start, end: client.open_interest(one.market, period or "", start, end, now),
-            TABLES["raw/open_interest"],
-            [one for one in markets if one.market.market_type != "spot"],
-            _covered(context, warehouse, "raw/open_interest"),
-            window,
-            venue=settings.venue,
-            kind="open_interest",
-            interval=period or "",
-            now=now,
-            lag=timedelta(),
-            concurrency=settings.sources.concurrency,
-            listener=progress,
-        )
+    now = client.server_time()
+    period = settings.sources.open_interest_period or ""
+    return _samples(
+        context,
+        settings,
+        client,
+        warehouse,
+        progress,
+        "raw/open_interest",
+        lambda one, start, end: client.open_interest(one.market, period, start, end, now),
+        ("perpetual", "delivery") if period else (),
+        kind="open_interest",
+        interval=period,
+        now=now,
+        lag=timedelta(),
     )
 
 
@@ -427,6 +420,43 @@ def coin_ohlc(
             _covered(context, warehouse, "raw/coin_ohlc"),
             window_of(context),
             now=now,
+            listener=progress,
+        )
+    )
+
+
+def _samples(
+    context: dg.AssetExecutionContext,
+    settings: Settings,
+    client: Exchange,
+    warehouse: WarehouseResource,
+    progress: Listener,
+    name: str,
+    fetch: Fetch,
+    market_types: Collection[MarketType],
+    *,
+    kind: str,
+    interval: str,
+    now: datetime,
+    lag: timedelta,
+) -> PartitionStream:
+    markets = []
+    if market_types:
+        symbols = collected_symbols(warehouse, settings)
+        markets = collected(symbols, known_markets(warehouse, client, settings), client)
+    return PartitionStream(
+        sample_pieces(
+            fetch,
+            TABLES[name],
+            [one for one in markets if one.market.market_type in market_types],
+            _covered(context, warehouse, name),
+            window_of(context),
+            venue=settings.venue,
+            kind=kind,
+            interval=interval,
+            now=now,
+            lag=lag,
+            concurrency=settings.sources.concurrency,
             listener=progress,
         )
     )

@@ -22,6 +22,8 @@ from typing import IO
 
 import deflate
 
+from crypto_assets.formats.tables import Bytes
+
 #: A month of one-minute candles is 8 MB of CSV; a decade of them in one file still fits.
 LARGEST_BYTES = 1 << 30
 _DAMAGES = (
@@ -83,7 +85,7 @@ def contents_of(data: bytes, name: str, largest: int = LARGEST_BYTES) -> Iterato
     yield from _contents(io.BytesIO(data), name, largest)
 
 
-def only_member(zipped: bytes, name: str, largest: int = LARGEST_BYTES) -> bytes:
+def only_member(zipped: bytes, name: str, largest: int = LARGEST_BYTES) -> Bytes:
     """Bytes of the one member of a zip, which has to have this name.
 
     Raises
@@ -104,7 +106,7 @@ def only_member(zipped: bytes, name: str, largest: int = LARGEST_BYTES) -> bytes
     return _inflated(zipped, info)
 
 
-def _inflated(zipped: bytes, info: zipfile.ZipInfo) -> bytes:
+def _inflated(zipped: bytes, info: zipfile.ZipInfo) -> bytearray:
     # libdeflate takes a third of the time of zlib, which would be most of what a file costs.
     at = info.header_offset
     # The lengths in front of the data may differ from those in the directory.
@@ -116,7 +118,7 @@ def _inflated(zipped: bytes, info: zipfile.ZipInfo) -> bytes:
         )
         if len(data) != info.file_size or deflate.crc32(data) != info.CRC:
             raise zipfile.BadZipFile("its length or its CRC-32 is not what it states")
-    return bytes(data)
+    return data
 
 
 def _contents(stream: IO[bytes], name: str, largest: int) -> Iterator[Content]:

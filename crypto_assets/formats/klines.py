@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 
 from crypto_assets.formats.names import named_by, same_market
-from crypto_assets.formats.tables import Columns, columns_of, first_line, is_header
+from crypto_assets.formats.tables import Bytes, Columns, columns_of, first_line, is_header
 from crypto_assets.formats.values import (
     AMOUNT,
     QUARTER_MS,
@@ -112,7 +111,7 @@ class KlineFile:
 
 
 def read_klines(
-    data: bytes,
+    data: Bytes,
     name: str = "",
     *,
     interval: str | None = None,
@@ -177,7 +176,7 @@ def read_klines(
     return KlineFile(columns, length, market_of(raw), detected, as_published=fast is not None)
 
 
-def read_archive_klines(data: bytes) -> dict[str, pa.Array]:
+def read_archive_klines(data: Bytes) -> dict[str, pa.Array]:
     """Read a CSV of the exchange's archive: 12 columns, with or without header, times in ms or us.
 
     Parameters
@@ -255,25 +254,47 @@ def market_of(columns: Columns) -> str | None:
     return None
 
 
-def _archive_columns(data: bytes) -> tuple[dict[str, pa.Array], str] | None:
-    # Typed while it is parsed: texts in between would double the time.
+def _archive_columns(data: Bytes) -> tuple[dict[str, pa.Array], str] | None:
     line = first_line(data)
     has_header = line == ARCHIVE_HEADER
     if line.count(b",") != len(WIRE_COLUMNS) - 1 or (is_header(line) and not has_header):
         return None
-    options = pyarrow.csv.ReadOptions(
-        column_names=WIRE_COLUMNS, skip_rows=int(has_header), use_threads=False, block_size=1 << 24
-    )
-    convert = pyarrow.csv.ConvertOptions(
-        column_types=_WIRE_TYPES, include_columns=WIRE_COLUMNS[:-1], null_values=[""], check_utf8=False
-    )
-    try:
-        table = pyarrow.csv.read_csv(pa.py_buffer(data), options, convert_options=convert)
-    except pa.ArrowInvalid:
+    columns = _plain_columns(data, data.find(b"\n") + 1 or len(data) if has_header else 0)
+    if columns is None:
         # Prints of floats, for one, have more decimals than an amount holds: read slowly, or refused with a reason.
         return None
-    columns = {name: table[name].combine_chunks() for name in table.column_names}
     return columns, f"exchange CSV {'with' if has_header else 'without'} header"
+
+
+def _plain_columns(data: Bytes, start: int) -> dict[str, pa.Array] | None:
+    from crypto_assets.formats.compiled import REACH, count_lines, read_lines
+
+    # The last lines are read out of a copy, which has the bytes behind it that a line needs, and ends with a line feed.
+    cut = data.rfind(b"\n", start, max(start, len(data) - REACH)) + 1 or start
+    rest = bytes(data[cut:]).removesuffix(b"\n") + b"\n"
+    lines = _bytes_of(data)[start:]
+    n = count_lines(lines[: cut - start]) + rest.count(b"\n")
+    times, prices = np.empty((2, n), np.int64), np.empty((4, n), np.float64)
+    amounts, trades = np.empty((4, n, 2), np.uint64), np.empty(n, np.int64)
+    n_read = 0
+    for text, end in ((lines, cut - start), (_bytes_of(rest + bytes(REACH)), len(rest))):
+        n_read += int(read_lines(text, end, n_read, times, prices, amounts, trades))
+    if n_read < n:
+        return None
+    names = ("ts", "close_time", *PRICES, *AMOUNTS, "n_trades")
+    values = (*times, *prices, *amounts, trades)
+    return {name: _arrow_of(part, _WIRE_TYPES[name]) for name, part in zip(names, values, strict=True)}
+
+
+def _bytes_of(data: Bytes) -> np.ndarray:
+    # Never writable, because one kind of argument is compiled once.
+    text = np.frombuffer(data, np.uint8)
+    text.flags.writeable = False
+    return text
+
+
+def _arrow_of(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def _with_times(

@@ -12,7 +12,7 @@ from datetime import timedelta
 import pyarrow as pa
 
 from crypto_assets.formats.klines import market_of
-from crypto_assets.formats.tables import columns_of
+from crypto_assets.formats.tables import Bytes, columns_of
 from crypto_assets.formats.values import floats_of, times_of, utc_text
 
 #: Our name -> names under which people keep the column.
@@ -76,7 +76,7 @@ class SampleFile:
     detected: str
 
 
-def read_funding(data: bytes, *, offset: timedelta | None = None) -> SampleFile:
+def read_funding(data: Bytes, *, offset: timedelta | None = None) -> SampleFile:
     """Read the funding rates of one content: archive CSV, recorded answers of the exchange, tables with common names.
 
     Parameters
@@ -100,13 +100,13 @@ def read_funding(data: bytes, *, offset: timedelta | None = None) -> SampleFile:
     return _read(data, FUNDING_NAMES, "settled_at", "funding_rate_frac", offset)
 
 
-def read_open_interest(data: bytes, *, offset: timedelta | None = None) -> SampleFile:
+def read_open_interest(data: Bytes, *, offset: timedelta | None = None) -> SampleFile:
     """Read the samples of open interest of one content; parameters and errors as ``read_funding``."""
     return _read(data, OPEN_INTEREST_NAMES, "ts", "open_interest_base", offset)
 
 
 def _read(
-    data: bytes, names: Mapping[str, tuple[str, ...]], time: str, value: str, offset: timedelta | None
+    data: Bytes, names: Mapping[str, tuple[str, ...]], time: str, value: str, offset: timedelta | None
 ) -> SampleFile:
     found = columns_of(data)
     raw = {

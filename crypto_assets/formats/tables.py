@@ -18,6 +18,8 @@ import pyarrow.feather
 import pyarrow.parquet
 
 Columns = Mapping[str, pa.Array]
+#: What a file lies in: unpacking makes the latter, and a copy would cost more than reading its candles.
+Bytes = bytes | bytearray
 
 _DELIMITERS = ",;\t"
 
@@ -40,7 +42,7 @@ class NamedColumns:
 
 
 def columns_of(
-    data: bytes,
+    data: Bytes,
     *,
     in_lines: Sequence[str] = (),
     in_lists: Sequence[Sequence[str]] = (),
@@ -79,9 +81,9 @@ def columns_of(
     return _of_csv(data, names or in_lines)
 
 
-def first_line(data: bytes) -> bytes:
+def first_line(data: Bytes) -> bytes:
     """The first line of a text, without its end; all of it where there is but one."""
-    return data[: data.find(b"\n") if b"\n" in data else len(data)].rstrip(b"\r")
+    return bytes(data[: data.find(b"\n") if b"\n" in data else len(data)]).rstrip(b"\r")
 
 
 def is_header(line: bytes) -> bool:
@@ -89,7 +91,7 @@ def is_header(line: bytes) -> bool:
     return not line.lstrip(b" \"'").startswith(tuple(b"%c" % c for c in b"0123456789+-."))
 
 
-def _arrow(read: Any, data: bytes) -> pa.Table:
+def _arrow(read: Any, data: Bytes) -> pa.Table:
     try:
         return read(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
@@ -106,7 +108,7 @@ def _of_table(table: pa.Table, form: str) -> NamedColumns:
     return NamedColumns(columns, form)
 
 
-def _of_csv(data: bytes, names: Sequence[str]) -> NamedColumns:
+def _of_csv(data: Bytes, names: Sequence[str]) -> NamedColumns:
     line = first_line(data).decode(errors="replace")
     delimiter = max(_DELIMITERS, key=line.count)
     has_header = is_header(line.encode())
@@ -127,7 +129,7 @@ def _of_csv(data: bytes, names: Sequence[str]) -> NamedColumns:
     return _of_table(table, "CSV with header" if has_header else "CSV without header")
 
 
-def _of_json(data: bytes, known: Sequence[Sequence[str]]) -> NamedColumns:
+def _of_json(data: Bytes, known: Sequence[Sequence[str]]) -> NamedColumns:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -5,6 +5,7 @@ Here: single columns. Not here: which column means what (``klines``, ``samples``
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -133,7 +134,8 @@ def floats_of(column: pa.Array, name: str) -> pa.Array:
         If a value is no number.
     """
     values = _cast(blank_to_null(column) if _is_text(column.type) else column, pa.float64(), name)
-    return pc.if_else(pc.is_nan(values), None, values) if values.null_count < len(values) else values
+    is_nan = pc.is_nan(values)
+    return pc.if_else(is_nan, None, values) if pc.any(is_nan).as_py() else values
 
 
 def integers_of(column: pa.Array, name: str) -> pa.Array:
@@ -144,6 +146,10 @@ def integers_of(column: pa.Array, name: str) -> pa.Array:
     ValueError
         If a value is no whole number.
     """
+    if _is_text(column.type):
+        # As a float, a number of seventeen digits would be another one.
+        with suppress(pa.ArrowInvalid):
+            return blank_to_null(column).cast(pa.int64())
     if pa.types.is_integer(column.type):
         return _cast(column, pa.int64(), name)
     return _cast(floats_of(column, name), pa.int64(), name)
@@ -168,7 +174,7 @@ def blank_to_null(texts: pa.Array) -> pa.Array:
 
 
 def _epochs(numbers: pa.Array, name: str, round_up: bool) -> Times:
-    values = pc.fill_null(numbers, 0).to_numpy()
+    values = (pc.fill_null(numbers, 0) if numbers.null_count else numbers).to_numpy()
     known = pc.is_valid(numbers).to_numpy(zero_copy_only=False)
     ms, seen = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
     words = []
@@ -176,20 +182,24 @@ def _epochs(numbers: pa.Array, name: str, round_up: bool) -> Times:
         fits = known & (values >= _EARLIEST_S * per_second) & (values < _LATEST_S * per_second)
         if not fits.any():
             continue
+        if fits.all():
+            return Times(pa.array(_in_ms(values, per_second, round_up)), True, unit)
         words.append(unit)
         seen |= fits
-        part = values[fits]
-        if per_second <= 1000:
-            ms[fits] = part * (1000 // per_second)
-        else:
-            finer = per_second // 1000
-            ms[fits] = -(-part // finer) if round_up else part // finer
+        ms[fits] = _in_ms(values[fits], per_second, round_up)
     if not (seen | ~known).all():
         at = int(np.argmin(seen | ~known))
         raise ValueError(
             f"{name} in row {at} is {values[at]}, no time between 2009 and 2100 in seconds, ms, us or ns"
         )
     return Times(pa.array(ms, mask=~known), True, " and ".join(words) or "empty")
+
+
+def _in_ms(epochs: np.ndarray, per_second: int, round_up: bool) -> np.ndarray:
+    if per_second <= 1000:
+        return epochs * (1000 // per_second)
+    finer = per_second // 1000
+    return -(-epochs // finer) if round_up else epochs // finer
 
 
 def _iso(texts: pa.Array, name: str, round_up: bool) -> Times:

@@ -33,7 +33,7 @@ def factor_001(panel: Panel) -> np.ndarray:
     """
     close = panel.matrix("close")
     returns = close / kernels.positive(kernels.lagged(close, 1)) - 1.0
-    x = np.where(returns < 0, kernels.rolling_sd(returns, 20, 20), returns)
+    x = np.where(returns < 0, kernels.rolling_std(returns, 20, 20, ddof=1, origin=panel.origin), returns)
     return kernels.ts_rank(kernels.rolling_argmax(x * x, 5, 5) + 1.0) - 0.5
 
 

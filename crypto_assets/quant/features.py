@@ -1,7 +1,7 @@
-"""The point-in-time universe and the technical indicators: one row per raster row, from rows known by then.
+"""The point-in-time universe, and the rows that a feature set reads of bars.
 
-Here: eligibility and indicators on finite windows. Not here: returns, ranges and ranks across symbols (SQL
-models) and the rolling arithmetic itself (``kernels.py``). Imported by the assets of features, and by tests.
+Here: eligibility, as far as was known then. Not here: declared features (``feature_sets.py``), standings among the
+eligible (a model in SQL) and rolling arithmetic (``kernels.py``). Imported by the assets of features, and by tests.
 """
 
 from __future__ import annotations
@@ -13,16 +13,43 @@ import numpy as np
 import pandas as pd
 
 from crypto_assets.quant import kernels
-from crypto_assets.quant.panel import DAY, Panel, bars_in, floor_day
+from crypto_assets.quant.feature_sets import BAR_COLUMNS
+from crypto_assets.quant.panel import DAY, IDENTITY, Panel, floor_day
 
 #: Whole days before the day of a row that `universe` reads.
 UNIVERSE_LOOKBACK_DAYS = 31
-#: Whole days before the day of a row that `technical` reads: the 48 h EMA (498 rows and its test of history).
-TECHNICAL_LOOKBACK_DAYS = 23
 
 _TURNOVER_DAYS = 30
 _TURNOVER_MIN_DAYS = 25
 _HOUR = timedelta(hours=1)
+
+
+def bars(klines: pd.DataFrame) -> pd.DataFrame:
+    """Bars of one interval as a feature set reads them: the spot market's, with its perpetual's beside them.
+
+    Parameters
+    ----------
+    klines
+        Rows of ``rollups/klines`` of one interval.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per spot bar: identity, ``has_bar`` and the columns of ``BAR_COLUMNS``. ``futures_...`` come from the
+        contract BASE/QUOTE:QUOTE and are NaN where it has no such bar; a turnover that the source lacks is base volume
+        x close.
+    """
+    values = klines.assign(
+        turnover_quote=klines["volume_quote"].fillna(klines["volume_base"] * klines["close"]), has_bar=True
+    )
+    own = [name for name in BAR_COLUMNS if not name.startswith("futures_")]
+    is_contract = values["symbol"].str.contains(":", regex=False)
+    contracts = values.loc[is_contract, ["symbol", "ts", *own]]
+    base, settle = (contracts["symbol"].str.split(":").str[part] for part in (0, 1))
+    linear = base.str.split("/").str[1] == settle
+    beside = contracts.assign(symbol=base)[linear].rename(columns={name: f"futures_{name}" for name in own})
+    spot = values.loc[~is_contract, [*IDENTITY, "has_bar", *own]]
+    return spot.merge(beside, on=["symbol", "ts"], how="left")
 
 
 def universe(
@@ -93,65 +120,6 @@ def universe(
     ).astype(object)
     result["eligible"] = (result["reason"] == "eligible").to_numpy()
     return result
-
-
-def technical(raster: pd.DataFrame, *, bar: timedelta = _HOUR) -> pd.DataFrame:
-    """Volatility and trend indicators on finite windows.
-
-    ``volatility_*``: sample sd of 1-bar log returns. ``ema_distance_*``: close / EMA - 1. ``rsi_14h``: 100 x
-    average gain / (average gain + average loss), NaN while the close did not move at all. ``atr_14h_frac``:
-    average of max(high, previous close) - min(low, previous close), over the close. ``taker_buy_24h_frac``:
-    taker buys / volume. Averages of RSI and ATR have Wilder's weights. A window counts bars, so hours are
-    converted by ``bar``.
-
-    Parameters
-    ----------
-    raster
-        Rows of ``rollups/raster``.
-    bar
-        Length of a raster interval; must divide an hour, or the names of the columns would not be true.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Rows of ``features/technical``, one per raster row.
-
-    Raises
-    ------
-    ValueError
-        If the raster breaks the rules of `Panel.of` or the bar does not divide an hour.
-
-    Notes
-    -----
-    NaN where the row has no bar, less than half of a window is present, or a finite average has no history
-    (see `kernels.finite_average`); a return across a missing bar is missing. Reads
-    ``TECHNICAL_LOOKBACK_DAYS`` whole days before the row's day and nothing known later than the row.
-    """
-    panel = Panel.of(raster, bar)
-    hour = bars_in(_HOUR, bar, "the hour")
-    close, high, low = (panel.matrix(name) for name in ("close", "high", "low"))
-    previous = kernels.lagged(close, 1)
-    log_return = kernels.log(close / kernels.positive(previous))
-    change = close - previous
-    gain, loss = (kernels.wilder(np.maximum(sign * change, 0.0), 14 * hour) for sign in (1.0, -1.0))
-    true_range = np.maximum(high, previous) - np.minimum(low, previous)
-    volume, taker = panel.matrix("volume_base"), panel.matrix("taker_buy_base")
-    both = ~np.isnan(volume) & ~np.isnan(taker)
-    volume_24h, taker_24h = (
-        kernels.rolling_sum(np.where(both, values, np.nan), 24 * hour, 12 * hour)
-        for values in (volume, taker)
-    )
-    return panel.rows(
-        {
-            "volatility_24h_log": kernels.rolling_sd(log_return, 24 * hour, 12 * hour),
-            "volatility_168h_log": kernels.rolling_sd(log_return, 168 * hour, 84 * hour),
-            "ema_distance_12h_frac": close / kernels.ema(close, 12 * hour) - 1.0,
-            "ema_distance_48h_frac": close / kernels.ema(close, 48 * hour) - 1.0,
-            "rsi_14h": 100.0 * gain / kernels.positive(gain + loss),
-            "atr_14h_frac": kernels.wilder(true_range, 14 * hour) / kernels.positive(close),
-            "taker_buy_24h_frac": taker_24h / kernels.positive(volume_24h),
-        }
-    )
 
 
 def _history_days(panel: Panel) -> np.ndarray:

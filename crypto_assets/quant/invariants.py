@@ -1,19 +1,22 @@
 """The leak harness: a table built earlier must agree with the one built later about what was known.
 
-Here: comparing two builds of one table. Not here: making them (the tests of the graph do). Everybody may
-import it.
+Here: comparing two builds of one table, and making both of a declared set. Not here: builds of the graph (its
+tests make them). Everybody may import it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from crypto_assets.quant.feature_sets import FeatureSet
+from crypto_assets.quant.labels import LabelSet
+from crypto_assets.quant.panel import DAY, floor_day
 from crypto_assets.schemas import Table
 
 #: Stands in ``Difference.column`` for "the whole row".
@@ -126,6 +129,88 @@ def prefix_differences(
         left, right = (_bits(frame.loc[rows, column.name], column.type) for frame in (old, new))
         found.add(column.name, rows[left != right], "values differ")
     return sorted(found.differences, key=lambda difference: (difference.column, difference.reason))
+
+
+def feature_set_differences(
+    chosen: FeatureSet, table: Table, rows: pd.DataFrame, moments: Iterable[datetime]
+) -> list[Difference]:
+    """Where a feature set at a moment disagrees with the one that sees all rows, or with one that starts later.
+
+    At each moment three builds are made. From the rows known by then: it must hold what the build with all rows holds of
+    that time. Of the day before the moment alone, from ``lookback`` before it, and of the last bar alone: their rows must
+    have the bits that they have in the build with all rows.
+
+    Parameters
+    ----------
+    chosen
+        The set.
+    table
+        Its contract.
+    rows
+        Rows that it is computed on, of the longest history there is.
+    moments
+        Naive UTC, ends of bars.
+
+    Returns
+    -------
+    list of Difference
+        Empty if the set looks neither ahead nor further back than it says; at most one entry per column, reason and
+        build.
+    """
+    whole = chosen.compute(rows)
+    ts, known = (rows[name].to_numpy(dtype="datetime64[us]") for name in ("ts", "known_at"))
+    at = whole["ts"].to_numpy(dtype="datetime64[us]")
+    found: list[Difference] = []
+    for moment in moments:
+        end = np.datetime64(moment, "us")
+        found += prefix_differences(chosen.compute(rows[known <= end]), whole, table, moment)
+        for length in (timedelta(days=1), chosen.grid.bar):
+            start = moment - length
+            first = floor_day(np.datetime64(start, "us")) - chosen.lookback_days * DAY
+            alone = chosen.compute(rows[(known <= end) & (ts >= first)], since=start)
+            same = whole[(at >= np.datetime64(start, "us")) & (at < end)]
+            found += prefix_differences(alone, same, table, moment)
+    return found
+
+
+def label_set_differences(
+    chosen: LabelSet, table: Table, rows: pd.DataFrame, moments: Iterable[datetime]
+) -> list[Difference]:
+    """Where a label set at a moment disagrees with the one that sees all rows, or with one of a single day.
+
+    The build from what is known at a moment must hold what the build with all rows holds of that time, decided or not;
+    the day before the moment, built from no more rows than it says it reads, must have the bits of the build with all.
+
+    Parameters
+    ----------
+    chosen
+        The set.
+    table
+        Its contract.
+    rows
+        Rows that it is computed on, of the longest history there is.
+    moments
+        Naive UTC, ends of bars.
+    """
+    ts, known = (rows[name].to_numpy(dtype="datetime64[us]") for name in ("ts", "known_at"))
+    end = known.max()
+    whole = chosen.compute(rows, watermark=end.astype(datetime))
+    at = whole["ts"].to_numpy(dtype="datetime64[us]")
+    found: list[Difference] = []
+    for moment in moments:
+        earlier = chosen.compute(rows[known <= np.datetime64(moment, "us")], watermark=moment)
+        found += prefix_differences(earlier, whole, table, moment)
+        start = floor_day(np.datetime64(moment, "us")) - DAY
+        first, last = start - chosen.lookback_days * DAY, start + (1 + chosen.lookahead_days) * DAY
+        alone = chosen.compute(
+            rows[(ts >= first) & (ts < last)],
+            watermark=min(last, end).astype(datetime),
+            since=start.astype(datetime),
+            until=(start + DAY).astype(datetime),
+        )
+        same = whole[(at >= start) & (at < start + DAY)]
+        found += prefix_differences(alone, same, table, end.astype(datetime))
+    return found
 
 
 def _short(value: object) -> str:

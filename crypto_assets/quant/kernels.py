@@ -1,14 +1,21 @@
 """Rolling and cross-sectional arithmetic on (time x listing) matrices, with the same bits in any chunk.
 
 Here: windows over rows and statistics across columns, on plain arrays. Not here: prices, features, symbols,
-times. Imported by the modules of ``quant``. No running sums, no matrix library: every window is a loop over
-lags in a fixed order, so a value depends on the rows of its own window only and chunks agree bit for bit.
+times, and the loops over rows themselves (``compiled.py``). Imported by the modules of ``quant``. No running sums, no
+matrix library: the order of additions is fixed by absolute rows or by distances to the row, so a value depends on the
+rows of its own window only and chunks agree bit for bit.
+
+Every ``rolling_*`` kernel takes ``x``, (n_times, n_listings), in which NaN and infinities are missing and left out,
+and a ``window`` in rows that ends with the current one. It returns a matrix of the same shape: NaN where the current
+value is missing, where fewer than ``min_present`` values are present, where the statistic does not exist, and in rows
+before ``first``, which serve as history only. It reads ``window - 1`` rows before the current one and nothing later.
+``origin`` is the absolute number of the first row (``Panel.origin``): rows that two chunks share must bear the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,48 +24,8 @@ TS_WINDOW = 720
 TS_MIN_PRESENT = 360
 #: Finite averages stop where the remaining weight falls below this (conventions, section 4).
 TAIL_WEIGHT = 1e-9
-#: History reaches back K rows if a value lies at most this far beyond: a raster listing lives 48 h without a
-#: bar.
-REACH_BARS = 48
 #: Fewest members of a cross-section that has a rank or a z-score.
 XS_MIN = 5
-
-# Elements per block: the working arrays of one block stay in the second-level cache.
-_BLOCK = 16_384
-
-
-class _Lags:
-    # A flat copy with `lags` missing rows in front, so that "k rows earlier" is a slice without edge cases.
-    def __init__(self, matrix: np.ndarray, lags: int) -> None:
-        self.width = matrix.shape[1]
-        self.offset = lags * self.width
-        front = np.full(self.offset, np.nan)
-        self.values = np.concatenate([front, matrix.ravel()])
-        present = ~np.isnan(self.values)
-        self.present = present.astype(np.float64)
-        self.filled = np.where(present, self.values, 0.0)
-
-    def at(self, array: np.ndarray, start: int, stop: int, lag: int) -> np.ndarray:
-        shift = self.offset - lag * self.width
-        return array[start + shift : stop + shift]
-
-
-def _blocks(size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, size, _BLOCK):
-        yield start, min(start + _BLOCK, size)
-
-
-def _checked(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    if x.ndim != 2:
-        raise ValueError(f"a kernel takes a (time x listing) matrix, not an array of shape {x.shape}")
-    if not 1 <= min_present <= window:
-        raise ValueError(f"min_present was {min_present}, it must lie between 1 and the window of {window}")
-    values = np.ascontiguousarray(x, dtype=np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _keep(result: np.ndarray, x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    return np.where(~np.isnan(x) & (count_present(x, window) >= min_present), result, np.nan)
 
 
 def lagged(x: np.ndarray, lag: int) -> np.ndarray:
@@ -79,6 +46,11 @@ def log(x: np.ndarray) -> np.ndarray:
     return np.log(np.ascontiguousarray(positive(x)))
 
 
+def log_change(x: np.ndarray, lag: int = 1) -> np.ndarray:
+    """Natural logarithm of a value over the one exactly ``lag`` rows earlier; NaN if one of them is missing."""
+    return log(x / positive(lagged(x, lag)))
+
+
 def count_present(x: np.ndarray, window: int) -> np.ndarray:
     """Count the values present among the last ``window`` rows: (n_times, n_listings) integers."""
     # Integer running sums are exact, so this one may be cumulative.
@@ -88,122 +60,212 @@ def count_present(x: np.ndarray, window: int) -> np.ndarray:
     return counts
 
 
-def rolling_sum(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    """Sum over the last ``window`` rows, the current one included, added from the newest to the oldest.
+def rolling_total(x: np.ndarray, window: int, min_present: int, *, origin: int, first: int = 0) -> np.ndarray:
+    """Sum of the values present.
 
     Parameters
     ----------
     x
         (n_times, n_listings); NaN and infinities are missing and left out.
     window
-        Rows.
+        Rows, the current one included.
     min_present
         NaN where fewer values are present, or the current one is missing.
+    origin
+        Absolute number of the first row, see ``Panel.origin``.
+    first
+        Rows before this one are history: they are read and not computed.
+
+    Raises
+    ------
+    ValueError
+        If ``x`` is no matrix, or ``min_present`` does not lie between 1 and the window.
+
+    Examples
+    --------
+    >>> rolling_total(np.array([[1.0], [np.nan], [3.0], [8.0]]), 3, 2, origin=0).ravel()
+    array([nan, nan,  4., 11.])
     """
-    x = _checked(x, window, min_present)
-    lags = _Lags(x, window - 1)
-    result = np.zeros(x.size)
-    for start, stop in _blocks(x.size):
-        total = result[start:stop]
-        for lag in range(window):
-            total += lags.at(lags.filled, start, stop, lag)
-    return _keep(result.reshape(x.shape), x, window, min_present)
+    return _windowed("TOTAL", x, window, min_present, origin, first)
 
 
-def rolling_sd(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    """Sample standard deviation (n - 1) over the last ``window`` rows; exactly 0 for a constant.
+def rolling_mean(x: np.ndarray, window: int, min_present: int, *, origin: int, first: int = 0) -> np.ndarray:
+    """Mean of the values present; a constant is returned exactly. Parameters as in `rolling_total`."""
+    return _windowed("MEAN", x, window, min_present, origin, first)
 
-    Missing values are left out; NaN where fewer than ``min_present`` (or 2) values are present or the current
-    one is missing.
+
+def rolling_std(
+    x: np.ndarray, window: int, min_present: int, *, ddof: int, origin: int, first: int = 0
+) -> np.ndarray:
+    """Standard deviation sqrt(sum (x - mean)^2 / (n - ddof)); exactly 0 for a constant.
+
+    NaN where n <= ddof. Other parameters as in `rolling_total`. Source of the update: Chan, Golub and LeVeque 1983,
+    on differences from a value of the window, so that a large level costs no digits.
     """
-    x = _checked(x, window, min_present)
-    squares = _centred_products(x, x, window, *[_mean_differences(x, window)] * 2)
-    return _keep(_sample_sd(squares, count_present(x, window)), x, window, min_present)
+    return _windowed("STD", x, window, min_present, origin, first, ddof=ddof)
 
 
-def rolling_max(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    """Largest value of the last ``window`` rows; missing values as in `rolling_sum`."""
-    x = _checked(x, window, min_present)
-    lags = _Lags(x, window - 1)
-    result = np.full(x.size, np.nan)
-    for start, stop in _blocks(x.size):
-        largest = result[start:stop]
-        for lag in range(window):
-            np.fmax(largest, lags.at(lags.values, start, stop, lag), out=largest)
-    return _keep(result.reshape(x.shape), x, window, min_present)
+def rolling_skew(
+    x: np.ndarray, window: int, min_present: int, *, bias: bool, origin: int, first: int = 0
+) -> np.ndarray:
+    """Skewness g1 = m3 / m2^1.5 of the values present, m_k their central moments; NaN for a constant.
 
-
-def rolling_argmax(x: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    """Place of the largest value among the last ``window`` rows: 0 is the oldest row.
-
-    The oldest of equal values wins. Missing values are left out and keep their place; NaN as in
-    `rolling_sum`.
+    ``bias=False`` gives G1 = g1 sqrt(n (n - 1)) / (n - 2), n >= 3, as pandas does; ``bias=True`` is g1 as in
+    ``scipy.stats.skew``. Other parameters as in `rolling_total`. Source of the update: Pebay 2008.
     """
-    x = _checked(x, window, min_present)
-    lags = _Lags(x, window - 1)
-    result = np.full(x.size, np.nan)
-    for start, stop in _blocks(x.size):
-        place = result[start:stop]
-        largest = np.full(stop - start, -np.inf)
-        larger = np.empty(stop - start, dtype=bool)
-        for lag in range(window - 1, -1, -1):
-            values = lags.at(lags.values, start, stop, lag)
-            np.greater(values, largest, out=larger)
-            np.copyto(largest, values, where=larger)
-            np.copyto(place, float(window - 1 - lag), where=larger)
-    return _keep(result.reshape(x.shape), x, window, min_present)
+    return _windowed("SKEW", x, window, min_present, origin, first, bias=bias)
 
 
-def rolling_correlation(x: np.ndarray, y: np.ndarray, window: int, min_present: int) -> np.ndarray:
-    """Pearson correlation over the last ``window`` rows in two passes, within [-1, 1].
+def rolling_kurtosis(
+    x: np.ndarray, window: int, min_present: int, *, bias: bool, origin: int, first: int = 0
+) -> np.ndarray:
+    """Excess kurtosis g2 = m4 / m2^2 - 3 of the values present; NaN for a constant.
 
-    Only rows in which both values are present count; NaN where fewer than ``min_present`` such pairs are
-    present, the current pair is incomplete, or one of the two is constant.
+    ``bias=False`` gives (n - 1) / ((n - 2) (n - 3)) ((n + 1) g2 + 6), n >= 4, as pandas does; ``bias=True`` is g2 as
+    in ``scipy.stats.kurtosis``. Other parameters as in `rolling_total`. Source of the update: Pebay 2008.
     """
+    return _windowed("KURTOSIS", x, window, min_present, origin, first, bias=bias)
+
+
+def rolling_slope(x: np.ndarray, window: int, min_present: int, *, origin: int, first: int = 0) -> np.ndarray:
+    """Slope per row of the least-squares line through the values present, each at its own place; 0 for a constant.
+
+    A missing value is left out and its place stays empty. NaN below two values. Parameters as in `rolling_total`.
+    """
+    return _windowed("SLOPE", x, window, min_present, origin, first)
+
+
+def rolling_high(x: np.ndarray, window: int, min_present: int, *, first: int = 0) -> np.ndarray:
+    """Largest of the values present; parameters as in `rolling_total`."""
+    return _extreme("HIGH", x, window, min_present, first)
+
+
+def rolling_low(x: np.ndarray, window: int, min_present: int, *, first: int = 0) -> np.ndarray:
+    """Smallest of the values present; parameters as in `rolling_total`."""
+    return _extreme("LOW", x, window, min_present, first)
+
+
+def rolling_argmax(x: np.ndarray, window: int, min_present: int, *, first: int = 0) -> np.ndarray:
+    """Place of the largest value in the window: 0 is its oldest row.
+
+    The oldest of equal values wins. Missing values are left out and keep their place. Parameters as in
+    `rolling_total`.
+    """
+    return _extreme("PLACE_OF_HIGH", x, window, min_present, first)
+
+
+def rolling_argmax_frac(x: np.ndarray, window: int, min_present: int, *, first: int = 0) -> np.ndarray:
+    """Place of the first largest value as a share of the window, `rolling_argmax` / window, in [0, 1)."""
+    return rolling_argmax(x, window, min_present, first=first) / window
+
+
+def rolling_area(
+    x: np.ndarray, window: int | Sequence[int], min_present: int | Sequence[int], *, first: int = 0
+) -> list[np.ndarray]:
+    """sum(x_i - x_t) / sum|x_i - x_t| over the values present: +1 where the whole past lies above the current value.
+
+    Several windows cost little more than the longest of them.
+
+    Parameters
+    ----------
+    x, first
+        As in `rolling_total`.
+    window
+        Rows, one or several.
+    min_present
+        One for each window, or one for all.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        One matrix within [-1, 1] for each window, in their order; NaN where no value differs from the current one.
+
+    Raises
+    ------
+    ValueError
+        As `rolling_total`, or if there are not as many minima as windows.
+
+    Examples
+    --------
+    >>> [area.ravel().tolist() for area in rolling_area(np.array([[5.0], [1.0], [3.0]]), (2, 3), (2, 3))]
+    [[nan, 1.0, -1.0], [nan, nan, 0.0]]
+    """
+    from crypto_assets.quant import compiled
+
+    windows = tuple(window) if isinstance(window, Sequence) else (window,)
+    least = tuple(min_present) if isinstance(min_present, Sequence) else (min_present,) * len(windows)
+    if not windows or len(least) != len(windows):
+        raise ValueError(
+            f"windows {windows} and minima {least}: pass at least one window and a minimum for each"
+        )
+    order = np.argsort(windows, kind="stable")
+    for each, minimum in zip(windows, least, strict=True):
+        _checked(each, minimum, first)
+    matrix = _matrix(x)
+    areas = np.full((len(windows), *matrix.shape), np.nan)
+    compiled.areas(matrix, areas, np.array(windows)[order], np.array(least)[order], min(first, len(matrix)))
+    return [areas[place] for place in np.argsort(order)]
+
+
+def rolling_strike_below_mean(x: np.ndarray, window: int, min_present: int, *, first: int = 0) -> np.ndarray:
+    """Length of the longest run of values below the mean of the window; 0 for a constant.
+
+    A missing value is left out: those on its two sides follow each other. Parameters as in `rolling_total`.
+    """
+    from crypto_assets.quant import compiled
+
+    matrix, out, first = _prepared(x, window, min_present, first)
+    compiled.strikes(matrix, out, window, min_present, first)
+    return out
+
+
+def rolling_msdc(x: np.ndarray, window: int, min_present: int, *, first: int = 0) -> np.ndarray:
+    """Mean second derivative (x_n - x_(n-1) - x_2 + x_1) / (2 (n - 2)) over the n values present; NaN below three.
+
+    Parameters as in `rolling_total`. Formula: tsfresh, ``mean_second_derivative_central``.
+    """
+    from crypto_assets.quant import compiled
+
+    matrix, out, first = _prepared(x, window, min_present, first)
+    compiled.second_derivatives(matrix, out, window, min_present, first)
+    return out
+
+
+def rolling_correlation(
+    x: np.ndarray, y: np.ndarray, window: int, min_present: int, *, first: int = 0
+) -> np.ndarray:
+    """Pearson correlation in two passes, within [-1, 1].
+
+    Only rows in which both values are present count; NaN where fewer than ``min_present`` such pairs are present, the
+    current pair is incomplete, or one of the two is constant. Parameters as in `rolling_total`.
+    """
+    from crypto_assets.quant import compiled
+
     if x.shape != y.shape:
         raise ValueError(f"correlated matrices have the shapes {x.shape} and {y.shape}: they must be equal")
-    x, y = _checked(x, window, min_present), _checked(y, window, min_present)
-    x, y = np.where(np.isnan(y), np.nan, x), np.where(np.isnan(x), np.nan, y)
-    mean_x, mean_y = _mean_differences(x, window), _mean_differences(y, window)
-    spread_x = np.sqrt(_centred_products(x, x, window, mean_x, mean_x))
-    spread_y = np.sqrt(_centred_products(y, y, window, mean_y, mean_y))
-    spread = np.where((spread_x > 0) & (spread_y > 0), spread_x * spread_y, np.nan)
-    result = np.clip(_centred_products(x, y, window, mean_x, mean_y) / spread, -1.0, 1.0)
-    return _keep(result, x, window, min_present)
+    a, out, first = _prepared(x, window, min_present, first)
+    b = _matrix(y)
+    compiled.correlations(a, b, out, window, min_present, first)
+    return out
 
 
-def ts_rank(x: np.ndarray, window: int = TS_WINDOW, min_present: int = TS_MIN_PRESENT) -> np.ndarray:
-    """Rank of the current value among the last ``window`` rows as a share: rank / n, ties average.
+def ts_rank(
+    x: np.ndarray, window: int = TS_WINDOW, min_present: int = TS_MIN_PRESENT, *, first: int = 0
+) -> np.ndarray:
+    """Rank of the current value among the values present as a share: rank / n, ties average.
 
-    Missing values are left out of n; NaN where fewer than ``min_present`` values are present or the current
-    one is missing. Formula: conventions, section 4 (pandas ``rolling(window).rank(pct=True)``).
+    Parameters as in `rolling_total`. Formula: conventions, section 4 (pandas ``rolling(window).rank(pct=True)``).
 
     Examples
     --------
     >>> ts_rank(np.array([[3.0], [1.0], [3.0], [2.0]]), window=3, min_present=2).ravel()
     array([       nan, 0.5       , 0.83333333, 0.66666667])
     """
-    x = _checked(x, window, min_present)
-    lags = _Lags(x, window - 1)
-    doubled = np.zeros(x.size, dtype=np.int32)
-    for start, stop in _blocks(x.size):
-        now = lags.at(lags.values, start, stop, 0)
-        holds = np.empty(stop - start, dtype=bool)
-        some = np.zeros(stop - start, dtype=np.uint8)
-        for lag in range(window):
-            then = lags.at(lags.values, start, stop, lag)
-            np.less(then, now, out=holds)
-            some += holds.view(np.uint8)
-            np.less_equal(then, now, out=holds)
-            some += holds.view(np.uint8)
-            # A byte holds the two counts of 127 lags; bytes are added eight times as fast as words.
-            if lag % 127 == 126:
-                doubled[start:stop] += some
-                some[:] = 0
-        doubled[start:stop] += some
-    # less + less-or-equal = 2 x (average rank) - 1, the row itself included.
-    rank = (doubled.reshape(x.shape) + 1) / 2.0
-    return _keep(rank / np.maximum(count_present(x, window), 1), x, window, min_present)
+    from crypto_assets.quant import compiled
+
+    matrix, out, first = _prepared(x, window, min_present, first)
+    compiled.ranks(matrix, out, window, min_present, first)
+    return out
 
 
 def average_bars(alpha: float) -> int:
@@ -219,62 +281,47 @@ def average_bars(alpha: float) -> int:
     return 1 if alpha == 1 else math.ceil(math.log(TAIL_WEIGHT) / math.log1p(-alpha))
 
 
-def average_lookback(alpha: float) -> int:
+def average_lookback(alpha: float, reach: int) -> int:
     """Rows before the current one that `finite_average` may read, its test of history included."""
-    return average_bars(alpha) - 1 + REACH_BARS
+    return average_bars(alpha) - 1 + reach
 
 
-def ema(x: np.ndarray, span: float) -> np.ndarray:
+def ema(x: np.ndarray, span: float, *, reach: int, first: int = 0) -> np.ndarray:
     """Exponential moving average, alpha = 2 / (span + 1), on a finite window: see `finite_average`."""
-    return finite_average(x, 2.0 / (span + 1.0))
+    return finite_average(x, 2.0 / (span + 1.0), reach=reach, first=first)
 
 
-def wilder(x: np.ndarray, n: int) -> np.ndarray:
+def wilder(x: np.ndarray, n: int, *, reach: int, first: int = 0) -> np.ndarray:
     """Wilder's average, alpha = 1 / n, on a finite window: see `finite_average`."""
-    return finite_average(x, 1.0 / n)
+    return finite_average(x, 1.0 / n, reach=reach, first=first)
 
 
-def finite_average(x: np.ndarray, alpha: float) -> np.ndarray:
+def finite_average(x: np.ndarray, alpha: float, *, reach: int, first: int = 0) -> np.ndarray:
     """Exponentially weighted average of the last K rows, K = ceil(ln 1e-9 / ln(1 - alpha)).
 
-    Computed as ``x_t + sum w_k (x_(t-k) - x_t) / sum w_k`` with ``w_k = (1 - alpha)^k``, k = 0 .. K-1: after
-    warm-up it equals the recursive average to about 1e-9, and a constant is returned exactly.
+    ``sum w_k x_(t-k) / sum w_k`` with ``w_k = (1 - alpha)^k``, k = 0 .. K-1: after warm-up it equals the recursive
+    average to about 1e-9, and a constant is returned exactly.
 
     Missing rows are left out and the weights renormalised. NaN where the current value is missing, less than
-    half of the weight is present, or the history does not reach back K rows (no value at lag K-1 or up to
-    ``REACH_BARS`` beyond). It reads ``average_lookback(alpha)`` rows before the current one.
+    half of the weight is present, the history does not reach back K rows (no value at lag K-1 or up to
+    ``reach`` rows beyond), or before row ``first``. It reads ``average_lookback(alpha, reach)`` rows before the current
+    one. With ``reach`` the longest pause of a listing, a pause ends no history.
 
     Formula: conventions, section 4.
     """
+    from crypto_assets.quant import compiled
+
     n_bars = average_bars(alpha)
-    x = _checked(x, n_bars, 1)
-    weights = [1.0]
-    for _ in range(n_bars - 1):
-        weights.append(weights[-1] * (1.0 - alpha))
-    full = 0.0
-    for weight in weights:
-        full += weight
-    lags = _Lags(x, n_bars - 1)
-    numerator, mass = np.zeros(x.size), np.zeros(x.size)
-    for start, stop in _blocks(x.size):
-        now = lags.at(lags.values, start, stop, 0)
-        part, share = np.empty(stop - start), np.empty(stop - start)
-        for lag, weight in enumerate(weights):
-            np.multiply(lags.at(lags.present, start, stop, lag), weight, out=share)
-            np.subtract(lags.at(lags.filled, start, stop, lag), now, out=part)
-            part *= share
-            numerator[start:stop] += part
-            mass[start:stop] += share
-    reaches = lagged(np.where(count_present(x, REACH_BARS + 1) > 0, 1.0, np.nan), n_bars - 1) == 1.0
-    enough = reaches & (mass.reshape(x.shape) >= 0.5 * full)
-    # A missing row may have no weight at all; the divisor 1 only avoids the warning.
-    result = x + (numerator / np.where(mass > 0, mass, 1.0)).reshape(x.shape)
-    return np.where(enough, result, np.nan)
+    weight = 1.0 - alpha
+    full = (1.0 - weight**n_bars) / alpha
+    matrix, out, first = _prepared(x, n_bars, 1, first)
+    compiled.averages(matrix, out, weight, n_bars, reach, 0.5 * full, first)
+    return out
 
 
 def xs_winsorise(x: np.ndarray, lower: float = 0.01, upper: float = 0.99) -> np.ndarray:
     """Clip every row to its own quantiles (linear interpolation among the values present); NaN stays NaN."""
-    x = _checked(x, 1, 1)
+    x = _finite(x)
     ordered = np.sort(x, axis=1)
     return np.minimum(np.maximum(x, _row_quantile(ordered, lower)), _row_quantile(ordered, upper))
 
@@ -284,7 +331,7 @@ def xs_zscore(x: np.ndarray, min_n: int = XS_MIN) -> np.ndarray:
 
     Columns are added one by one in their order, so an empty column changes no bit.
     """
-    x = _checked(x, 1, 1)
+    x = _finite(x)
     n = np.count_nonzero(~np.isnan(x), axis=1)[:, None]
     if not x.size:
         return x
@@ -296,63 +343,58 @@ def xs_zscore(x: np.ndarray, min_n: int = XS_MIN) -> np.ndarray:
     return np.where(n >= min_n, centred / np.where(sd > 0, sd, np.nan), np.nan)
 
 
-def xs_rank(x: np.ndarray, min_n: int = XS_MIN) -> np.ndarray:
-    """(rank - 0.5) / n across each row, ties average; NaN where fewer than ``min_n`` values are present.
-
-    Examples
-    --------
-    >>> xs_rank(np.array([[5.0, 1.0, np.nan, 1.0, 7.0, 9.0]]))
-    array([[0.5, 0.2, nan, 0.2, 0.7, 0.9]])
-    """
-    x = _checked(x, 1, 1)
-    n = np.count_nonzero(~np.isnan(x), axis=1)[:, None]
-    doubled = np.zeros(x.shape, dtype=np.int64)
-    for column in range(x.shape[1]):
-        other = x[:, column : column + 1]
-        doubled += other < x
-        doubled += other <= x
-    return np.where((n >= min_n) & ~np.isnan(x), doubled / np.maximum(2 * n, 1), np.nan)
+def _matrix(x: np.ndarray) -> np.ndarray:
+    # Compiled loops take one layout, or the compiler would make another form of them.
+    if x.ndim != 2:
+        raise ValueError(f"a kernel takes a (time x listing) matrix, not an array of shape {x.shape}")
+    return np.require(x, np.float64, ["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"])
 
 
-def _mean_differences(x: np.ndarray, window: int) -> np.ndarray:
-    # Mean of x_(t-k) - x_t over the values present: NaN where x_t is missing.
-    lags = _Lags(x, window - 1)
-    result = np.zeros(x.size)
-    for start, stop in _blocks(x.size):
-        now, part, total = lags.at(lags.values, start, stop, 0), np.empty(stop - start), result[start:stop]
-        for lag in range(window):
-            np.subtract(lags.at(lags.filled, start, stop, lag), now, out=part)
-            part *= lags.at(lags.present, start, stop, lag)
-            total += part
-    return result.reshape(x.shape) / np.maximum(count_present(x, window), 1)
+def _checked(window: int, min_present: int, first: int) -> None:
+    if not 1 <= min_present <= window:
+        raise ValueError(f"min_present was {min_present}, it must lie between 1 and the window of {window}")
+    if first < 0:
+        raise ValueError(f"the first row wanted was {first}, it must not be negative")
 
 
-def _centred_products(
-    x: np.ndarray, y: np.ndarray, window: int, mean_x: np.ndarray, mean_y: np.ndarray
+def _prepared(x: np.ndarray, window: int, min_present: int, first: int) -> tuple[np.ndarray, np.ndarray, int]:
+    # Input, empty result and first row of a compiled loop.
+    _checked(window, min_present, first)
+    matrix = _matrix(x)
+    return matrix, np.full(matrix.shape, np.nan), min(first, len(matrix))
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    matrix = _matrix(x)
+    return np.where(np.isfinite(matrix), matrix, np.nan)
+
+
+def _windowed(
+    kind: str,
+    x: np.ndarray,
+    window: int,
+    min_present: int,
+    origin: int,
+    first: int,
+    *,
+    ddof: int = 0,
+    bias: bool = True,
 ) -> np.ndarray:
-    # Sum of products of deviations from the window means; the means are given relative to x_t and y_t.
-    lags_x, lags_y = _Lags(x, window - 1), _Lags(y, window - 1)
-    shift_x, shift_y = mean_x.ravel(), mean_y.ravel()
-    result = np.zeros(x.size)
-    for start, stop in _blocks(x.size):
-        now_x, now_y = lags_x.at(lags_x.values, start, stop, 0), lags_y.at(lags_y.values, start, stop, 0)
-        part, other, total = np.empty(stop - start), np.empty(stop - start), result[start:stop]
-        for lag in range(window):
-            np.subtract(lags_x.at(lags_x.filled, start, stop, lag), now_x, out=part)
-            part -= shift_x[start:stop]
-            part *= lags_x.at(lags_x.present, start, stop, lag)
-            if y is x:
-                part *= part
-            else:
-                np.subtract(lags_y.at(lags_y.filled, start, stop, lag), now_y, out=other)
-                other -= shift_y[start:stop]
-                part *= other
-            total += part
-    return result.reshape(x.shape)
+    from crypto_assets.quant import compiled
+
+    matrix, out, first = _prepared(x, window, min_present, first)
+    block = compiled.block_length(window)
+    code = getattr(compiled, kind)
+    compiled.windowed(matrix, out, code, window, block, min_present, origin, first, ddof, bias)
+    return out
 
 
-def _sample_sd(squares: np.ndarray, n: np.ndarray) -> np.ndarray:
-    return np.where(n > 1, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
+def _extreme(kind: str, x: np.ndarray, window: int, min_present: int, first: int) -> np.ndarray:
+    from crypto_assets.quant import compiled
+
+    matrix, out, first = _prepared(x, window, min_present, first)
+    compiled.extremes(matrix, out, getattr(compiled, kind), window, min_present, first)
+    return out
 
 
 def _row_sum(x: np.ndarray) -> np.ndarray:

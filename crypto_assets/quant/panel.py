@@ -1,6 +1,6 @@
 """The raster as matrices: a long frame becomes (time x listing) arrays on a regular grid, and rows again.
 
-Here: placing rows on the grid, the checks that make this safe, and the calendar of days and weeks. Not here:
+Here: placing rows on the grid, the checks that make this safe, the longest pause, the calendar of days and weeks. Not here:
 rolling or cross-sectional arithmetic (``kernels.py``). Imported by the modules of ``quant`` and nobody else.
 """
 
@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 IDENTITY = ("symbol", "ts", "known_at", "listing_id")
+#: A listing of the raster lives that long without a bar; a longer pause starts its history anew.
+PAUSE = timedelta(hours=48)
 DAY = np.timedelta64(1, "D").astype("timedelta64[us]")
 _WEEK = 7 * DAY
 _FIRST_MONDAY = np.datetime64("1970-01-05", "us")
@@ -35,6 +37,8 @@ class Panel:
         (n_rows,) place of each row of ``frame`` on the grid.
     bar
         Length of one interval.
+    first
+        Rows of the grid before this one are history: what is computed of them is not wanted.
 
     Notes
     -----
@@ -47,9 +51,10 @@ class Panel:
     row: np.ndarray
     column: np.ndarray
     bar: np.timedelta64
+    first: int = 0
 
     @classmethod
-    def of(cls, raster: pd.DataFrame, bar: timedelta) -> Panel:
+    def of(cls, raster: pd.DataFrame, bar: timedelta, since: datetime | None = None) -> Panel:
         """Place raster rows on the grid.
 
         Parameters
@@ -58,6 +63,8 @@ class Panel:
             Rows with at least ``symbol``, ``ts``, ``known_at`` and ``listing_id``.
         bar
             Length of a raster interval; must divide a day.
+        since
+            Start of the first interval that is wanted, naive UTC; earlier rows are history. None: all are wanted.
 
         Raises
         ------
@@ -79,14 +86,19 @@ class Panel:
         n_times = int((ts.max() - start) // step) + 1
         column, listings = pd.factorize(frame["listing_id"].astype(object), sort=True)
         row = ((ts - start) // step).astype(np.int64)
-        return cls(
-            frame, start + step * np.arange(n_times), tuple(listings), row, column.astype(np.int64), step
-        )
+        times = start + step * np.arange(n_times)
+        first = 0 if since is None else int(np.searchsorted(times, np.datetime64(since, "us")))
+        return cls(frame, times, tuple(listings), row, column.astype(np.int64), step, first)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n_times, n_listings)."""
         return len(self.times), len(self.listings)
+
+    @property
+    def origin(self) -> int:
+        """Bars since the epoch at the first row: sums of fixed blocks of bars begin at its multiples."""
+        return int(self.times[0].astype(np.int64) // self.bar.astype(np.int64)) if len(self.times) else 0
 
     def matrix(self, column: str) -> np.ndarray:
         """One numeric column as (n_times, n_listings) float64, missing and infinite values as NaN."""
@@ -164,6 +176,17 @@ def bars_in(duration: timedelta, bar: timedelta, what: str) -> int:
     return n
 
 
+def longest_pause(bar: timedelta) -> int:
+    """Missing bars in a row that a history survives: those of ``PAUSE``, and never fewer than 48, long bars included.
+
+    Examples
+    --------
+    >>> longest_pause(timedelta(minutes=1)), longest_pause(timedelta(days=1))
+    (2880, 48)
+    """
+    return max(PAUSE // bar, 48)
+
+
 def times_of(values: pd.Series) -> np.ndarray:
     """Naive UTC times as (n,) ``datetime64[us]``.
 
@@ -177,7 +200,7 @@ def times_of(values: pd.Series) -> np.ndarray:
     return values.to_numpy(dtype="datetime64[us]")
 
 
-def floor_day(times: np.ndarray) -> np.ndarray:
+def floor_day(times: np.ndarray | np.datetime64) -> np.ndarray:
     """Start of the UTC day of each time."""
     return np.asarray(times).astype("datetime64[D]").astype("datetime64[us]")
 

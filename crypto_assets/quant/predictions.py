@@ -44,16 +44,16 @@ _TIMES = ("week", "known_at", "train_from")
 _SCORES = ("symbol", "ts", "model", "known_at", "listing_id", "raw_score", "probability", "model_hash")
 
 
-def assemble_features(
-    price_action: pd.DataFrame, technical: pd.DataFrame, cross_section: pd.DataFrame
-) -> pd.DataFrame:
+def assemble_features(cross_section: pd.DataFrame, sets: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Join the feature sets of eligible coins side by side.
 
     Parameters
     ----------
-    price_action, technical, cross_section
-        Rows of ``features/price_action``, ``features/technical`` and ``features/cross_section``. The last one
-        decides which rows there are: the coins that were eligible at that moment.
+    cross_section
+        Rows of ``features/cross_section``. They decide which rows there are: the coins that were eligible at that
+        moment.
+    sets
+        Rows of other tables of features on the same grid, by name.
 
     Returns
     -------
@@ -67,13 +67,12 @@ def assemble_features(
     ValueError
         If identity columns are missing, rows repeat, or two sets share a feature name.
     """
-    sets = {"price_action": price_action, "technical": technical, "cross_section": cross_section}
-    for name, rows in sets.items():
+    for name, rows in {"cross_section": cross_section, **sets}.items():
         require_columns(rows, IDENTITY, name)
         require_unique(rows, _KEY, name)
     wide = cross_section.drop(columns="n_eligible", errors="ignore")
-    for name in ("price_action", "technical"):
-        rows = sets[name].rename(columns={"known_at": "known_at_of_set"})
+    for name, of_set in sets.items():
+        rows = of_set.rename(columns={"known_at": "known_at_of_set"})
         shared = set(rows.columns) & set(wide.columns) - set(_KEY)
         if shared:
             raise ValueError(
@@ -365,7 +364,12 @@ def _one_fit(row: dict[str, object]) -> pd.DataFrame:
 
 def _scores(rows: pd.DataFrame, fit: pd.Series) -> pd.DataFrame:
     names = json.loads(fit["features"])
-    require_columns(rows, names, "features")
+    missing = [name for name in names if name not in rows]
+    if missing:
+        raise ValueError(
+            f"model {fit['model']} of the week {fit['week']:%Y-%m-%d} was fitted on {', '.join(missing)}, which no feature "
+            "set makes any more: fit that week again (job fit)"
+        )
     rows = rows[rows[names].notna().any(axis=1)]
     if rows.empty:
         return rows

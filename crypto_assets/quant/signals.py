@@ -19,6 +19,7 @@ from crypto_assets.quant.panel import (
     check_week,
     floor_week,
     known_in,
+    longest_pause,
     require_columns,
     require_unique,
     times_of,
@@ -28,21 +29,21 @@ SHORT_SPAN, LONG_SPAN = 13, 21
 DECAY = 0.97
 #: 0.97^250 rounds to 0.000, so an older state would show no signal.
 MAX_AGE = 250
-#: A cross compares with the previous existing bar, at most this many intervals back (a raster listing lives
-#: 48 h).
-_PREVIOUS_BARS = kernels.REACH_BARS
 _HOUR = timedelta(hours=1)
 
 
-def ema_cross_lookback_bars(long: int = LONG_SPAN, max_age: int = MAX_AGE) -> int:
+def ema_cross_lookback_bars(long: int = LONG_SPAN, max_age: int = MAX_AGE, *, bar: timedelta = _HOUR) -> int:
     """Bars before a row that `ema_cross` reads: oldest state, bar before its cross, that bar's average.
+
+    The bar before lies at most the longest pause back.
 
     Examples
     --------
     >>> ema_cross_lookback_bars()
     563
     """
-    return max_age + _PREVIOUS_BARS + kernels.average_lookback(2.0 / (long + 1.0))
+    reach = longest_pause(bar)
+    return max_age + reach + kernels.average_lookback(2.0 / (long + 1.0), reach)
 
 
 def ema_cross(
@@ -97,8 +98,9 @@ def ema_cross(
         )
     panel = Panel.of(raster, bar)
     close = panel.matrix("close")
-    fast, slow = kernels.ema(close, short), kernels.ema(close, long)
-    age, state = _newest_cross(fast - slow, ~np.isnan(close), max_age)
+    reach = longest_pause(bar)
+    fast, slow = (kernels.ema(close, span, reach=reach) for span in (short, long))
+    age, state = _newest_cross(fast - slow, ~np.isnan(close), max_age, reach)
     fading = np.array([decay**k for k in range(max_age + 1)])
     # Adding 0.0 turns a rounded -0.0 into 0.0.
     signal = np.round(state * fading[age], 3) + 0.0
@@ -259,7 +261,9 @@ def threshold_signals(scores: pd.DataFrame, thresholds: pd.DataFrame, rule: str)
     )
 
 
-def _newest_cross(gap: np.ndarray, has_bar: np.ndarray, max_age: int) -> tuple[np.ndarray, np.ndarray]:
+def _newest_cross(
+    gap: np.ndarray, has_bar: np.ndarray, max_age: int, reach: int
+) -> tuple[np.ndarray, np.ndarray]:
     # Places in time are integers, so running maxima of them are exact; -1 stands for none.
     n_times = len(gap)
     if not gap.size:
@@ -267,7 +271,7 @@ def _newest_cross(gap: np.ndarray, has_bar: np.ndarray, max_age: int) -> tuple[n
     place = np.arange(n_times)[:, None]
     newest_bar = np.maximum.accumulate(np.where(has_bar, place, -1), axis=0)
     previous = np.vstack([np.full((1, gap.shape[1]), -1), newest_bar[:-1]])
-    near = (previous >= 0) & (place - previous <= _PREVIOUS_BARS)
+    near = (previous >= 0) & (place - previous <= reach)
     before = np.where(near, np.take_along_axis(gap, np.maximum(previous, 0), axis=0), np.nan)
     cross = ((gap > 0) & (before <= 0)).astype(np.int64) - ((gap < 0) & (before >= 0))
     entered = np.maximum.accumulate(np.where(cross != 0, place, -1), axis=0)

@@ -32,6 +32,7 @@ from crypto_assets.formats.containers import only_member
 from crypto_assets.formats.klines import read_archive_klines
 from crypto_assets.formats.names import named_by
 from crypto_assets.formats.samples import read_funding
+from crypto_assets.formats.tables import Bytes
 from crypto_assets.intervals import interval_ms, next_month
 from crypto_assets.resources.exchange import FUNDING_SCHEMA, Market, MarketType, SeriesPage
 from crypto_assets.resources.klines import KlineKind, KlinePage, KlineWindow, page_of
@@ -284,7 +285,7 @@ class ArchiveClient:
             not say or a candle that cannot be. Nothing of it is used.
         """
 
-        def read(csv: bytes, file: ArchiveFile) -> KlinePage:
+        def read(csv: Bytes, file: ArchiveFile) -> KlinePage:
             window = KlineWindow(kind, interval, file.start, file.end, closed_before)
             return page_of(read_archive_klines(csv), window)
 
@@ -353,7 +354,7 @@ class ArchiveClient:
         return {path: sha256 for path, sha256 in now.items() if sha256 != known[path].lower()}
 
     def _answers(
-        self, plan: list[ArchiveFile], labels: _Labels, read: Callable[[bytes, ArchiveFile], Page]
+        self, plan: list[ArchiveFile], labels: _Labels, read: Callable[[Bytes, ArchiveFile], Page]
     ) -> Iterator[ArchiveAnswer[Page]]:
         for file in plan:
             answer = self._answer(file, labels, read)
@@ -365,7 +366,7 @@ class ArchiveClient:
                 yield answer
 
     def _answer(
-        self, file: ArchiveFile, labels: _Labels, read: Callable[[bytes, ArchiveFile], Page]
+        self, file: ArchiveFile, labels: _Labels, read: Callable[[Bytes, ArchiveFile], Page]
     ) -> ArchiveAnswer[Page]:
         if labels.now < file.due_at:
             return ArchiveAnswer(file.start, file.end)
@@ -395,7 +396,7 @@ class ArchiveClient:
         self._on_file(source)
         return ArchiveAnswer(file.start, file.end, page, source)
 
-    def _verified(self, file: ArchiveFile) -> tuple[bytes, str] | None:
+    def _verified(self, file: ArchiveFile) -> tuple[Bytes, str] | None:
         # The unpacked file and the hash of its zip; None if it is not there.
         place = self._folder / file.path.lstrip("/")
         member = file.name.removesuffix(".zip") + ".csv"
@@ -755,7 +756,7 @@ def _joined(answers: Iterator[ArchiveAnswer[Page]]) -> Iterator[ArchiveAnswer[Pa
         yield missing
 
 
-def _funding_page(csv: bytes, file: ArchiveFile) -> SeriesPage:
+def _funding_page(csv: Bytes, file: ArchiveFile) -> SeriesPage:
     columns = read_funding(csv).columns
     return funding_page_of(columns, file.start, file.end)
 

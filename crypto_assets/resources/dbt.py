@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,8 @@ import pyarrow.parquet as pq
 from crypto_assets.intervals import MINUTE_MS, interval_ms
 from crypto_assets.resources.warehouse.catalog import Catalog
 from crypto_assets.resources.warehouse.lake import Lake
-from crypto_assets.schemas import ARROW_TYPES, table_of
+from crypto_assets.schemas import ARROW_TYPES
+from crypto_assets.tables import table_of
 
 #: The dbt project beside the package.
 PROJECT = Path(__file__).resolve().parents[2] / "dbt_features"
@@ -46,7 +48,20 @@ CONTROLS: dict[str, pa.Schema] = {
     "settings": pa.schema(
         [("venue", pa.string()), ("base_interval", pa.string()), ("base_minutes", pa.int64())]
     ),
+    "ages": pa.schema([("source", pa.string()), ("microseconds", pa.int64())]),
+    "standings": pa.schema(
+        [
+            ("place", pa.int64()),
+            ("name", pa.string()),
+            ("kind", pa.string()),
+            ("compared", pa.string()),
+            ("source", pa.string()),
+        ]
+    ),
 }
+
+#: Sources of the raster besides the bars: what its rows carry of them has an age.
+AGED_SOURCES = ("market_cap", "contract", "funding_rate", "open_interest", "order_book")
 
 # dbt keeps its adapter, flags and environment in module globals: one invocation at a time in a process.
 _ONE_AT_A_TIME = threading.Lock()
@@ -103,6 +118,42 @@ def interval_controls(
     }
 
 
+def age_control(max_age: Mapping[str, timedelta]) -> pa.Table:
+    """The control table ``ages``.
+
+    Parameters
+    ----------
+    max_age
+        Source -> how long what was known of it is carried in the raster, see ``settings.MaxAges``.
+
+    Examples
+    --------
+    >>> age_control({"order_book": timedelta(minutes=15)}).to_pylist()
+    [{'source': 'order_book', 'microseconds': 900000000}]
+    """
+    rows = [
+        {"source": source, "microseconds": age // timedelta(microseconds=1)}
+        for source, age in max_age.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=CONTROLS["ages"])
+
+
+def standing_control(standings: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The control table ``standings``.
+
+    Parameters
+    ----------
+    standings
+        The columns of ``features/cross_section`` in order: ``name``, ``kind`` (rank, z), ``compared`` (a column) and
+        ``source``, the contract name of the table that holds it.
+    """
+    rows = [
+        {**row, "place": place, "source": row["source"].replace("/", ".")}
+        for place, row in enumerate(standings)
+    ]
+    return pa.Table.from_pylist(rows, schema=CONTROLS["standings"])
+
+
 def watermark_control(watermarks: Mapping[datetime, datetime | None]) -> pa.Table:
     """The control table ``days``.
 
@@ -128,6 +179,35 @@ def listing_control(listings: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in listings], schema=CONTROLS["listings"])
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows that one model made of some days of the window: [start, end), naive UTC midnights."""
+
+    start: datetime
+    end: datetime
+    file: Path
+
+    def rows(self) -> pa.Table:
+        """The rows, in any order, ready for ``conform``."""
+        return pq.read_table(self.file)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one run made.
+
+    Attributes
+    ----------
+    parts
+        Contract name -> parts in order of time, which together are the window.
+    sql
+        Contract name -> the SQL that was run, without Jinja.
+    """
+
+    parts: Mapping[str, tuple[Part, ...]]
+    sql: Mapping[str, str]
+
+
 def run_dbt(
     lake: Lake,
     select: Sequence[str],
@@ -137,6 +217,27 @@ def run_dbt(
     project_dir: Path = PROJECT,
     work_dir: Path | None = None,
 ) -> dict[str, pa.Table]:
+    """Build models for a window, test the rows they made, and read them all: see ``built``.
+
+    Returns
+    -------
+    dict of str to pyarrow.Table
+        Contract name -> rows of the window, in any order, ready for ``conform``.
+    """
+    with built(lake, select, start, end, controls, project_dir, work_dir) as made:
+        return {name: pa.concat_tables([part.rows() for part in parts]) for name, parts in made.parts.items()}
+
+
+@contextmanager
+def built(
+    lake: Lake,
+    select: Sequence[str],
+    start: datetime,
+    end: datetime,
+    controls: Mapping[str, pa.Table],
+    project_dir: Path = PROJECT,
+    work_dir: Path | None = None,
+) -> Generator[Built]:
     """Build models for a window and test the rows they made.
 
     Parameters
@@ -152,12 +253,13 @@ def run_dbt(
     project_dir
         The dbt project.
     work_dir
-        Where the temporary folder of the run is made; None: the system's.
+        Where the temporary folder of the run is made; None: the system's. It is removed at the end of the context, and
+        the parts with it.
 
-    Returns
-    -------
-    dict of str to pyarrow.Table
-        Contract name -> rows of the window, in any order, ready for ``conform``.
+    Yields
+    ------
+    Built
+        The rows in files, so that a long window need not be held in memory.
 
     Raises
     ------
@@ -183,18 +285,32 @@ def run_dbt(
         _prepare(lake, prepared, work)
         arguments = ["build", "--select", *selectors, "--exclude-resource-type", "unit_test"]
         try:
-            _invoke(arguments, project_dir, work, start, end)
+            result = _invoke(arguments, project_dir, work, start, end)
         except DbtError:
             _require_sound(lake)
             raise
-        return {
-            name: pq.read_table(work / f"{table.stage}__{table.table}.parquet")
-            for name, table in models.items()
+        sql = {
+            f"{item.node.schema}/{item.node.name}": item.node.compiled_code
+            for item in result.results
+            if item.node.resource_type == "model"
         }
+        yield Built({name: _parts(work, f"{one.stage}__{one.table}") for name, one in models.items()}, sql)
+
+
+def _parts(work: Path, stem: str) -> tuple[Part, ...]:
+    # ISO dates have a fixed length, and in the order of names are in the order of time.
+    parts = []
+    for file in sorted(work.glob(f"{stem}-*.parquet")):
+        first, last = file.stem[-21:-11], file.stem[-10:]
+        parts.append(Part(datetime.fromisoformat(first), datetime.fromisoformat(last), file))
+    return tuple(parts)
 
 
 def run_unit_tests(lake: Lake, project_dir: Path = PROJECT, work_dir: Path | None = None) -> list[str]:
     """Run the project's dbt unit tests and return their names.
+
+    They read the control tables of a run of 2024-01-01 over one market, A/USDT: base and raster are 1h, which is rolled up
+    to 4h, and every source may be two hours old.
 
     Parameters
     ----------
@@ -208,9 +324,11 @@ def run_unit_tests(lake: Lake, project_dir: Path = PROJECT, work_dir: Path | Non
     """
     day = datetime(2024, 1, 1)
     controls = {
-        **interval_controls("binance", "1h", ["1h"], "1h"),
-        "days": watermark_control({day: day + _DAY}),
-        "listings": listing_control([]),
+        **interval_controls("binance", "1h", ["1h", "4h"], "1h"),
+        "days": watermark_control({day - _DAY: day, day: day + _DAY}),
+        "listings": listing_control([{"symbol": "A/USDT", "listing_id": "A/USDT#1", "coin_id": "a"}]),
+        "ages": age_control(dict.fromkeys(AGED_SOURCES, timedelta(hours=2))),
+        "standings": standing_control([]),
     }
     with _work_folder(work_dir) as work:
         _prepare(lake, _checked_controls(controls, day, day + _DAY), work)
@@ -303,7 +421,8 @@ def _check_lives(listings: pa.Table) -> None:
 
 def _prepare(lake: Lake, controls: Mapping[str, pa.Table], work: Path) -> None:
     views = [statement for statement in Catalog(lake).statements() if not statement.startswith("comment ")]
-    lines = ["use lake", *views, "use memory", "create schema if not exists control"]
+    spill = f"set temp_directory = '{_escaped(work / 'spill')}'"
+    lines = [spill, "use lake", *views, "use memory", "create schema if not exists control"]
     for name, table in controls.items():
         file = work / f"control_{name}.parquet"
         pq.write_table(table, file)
@@ -350,6 +469,8 @@ def _invoke(
             "info",
         ),
         *("--log-path", str(work / "logs")),
+        # Nobody reads what a run would write of itself; a parse is made for its manifest.
+        *(() if parsed else ("--no-write-json",)),
         *arguments,
         *(
             "--project-dir",

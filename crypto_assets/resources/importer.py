@@ -31,7 +31,8 @@ from crypto_assets.resources.ingest import anomaly_rows, anomaly_table, in_contr
 from crypto_assets.resources.klines import KlinePage, KlineWindow, page_of
 from crypto_assets.resources.warehouse import Catalog, Lake, Provenance, SeriesCoverage
 from crypto_assets.resources.warehouse.lake import Piece
-from crypto_assets.schemas import series_name, table_of
+from crypto_assets.schemas import series_name
+from crypto_assets.tables import table_of
 
 #: What a file may hold.
 ImportKind = Literal["trade", "mark", "premium", "funding", "open_interest"]

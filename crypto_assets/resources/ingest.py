@@ -26,8 +26,11 @@ from crypto_assets.resources.snapshots import Collected
 from crypto_assets.resources.sources import SourceError
 from crypto_assets.resources.warehouse import SeriesCoverage
 from crypto_assets.resources.warehouse.lake import Piece, missing_in, union_of
-from crypto_assets.schemas import TABLES, Table, series_name
+from crypto_assets.schemas import Table, series_name
+from crypto_assets.tables import TABLES
 
+#: A settlement of funding is told within this time.
+SETTLEMENT_LAG = timedelta(minutes=1)
 #: Tag of a run that asks for everything again, stored or not.
 REREAD = "crypto_assets/reread"
 
@@ -242,63 +245,118 @@ def _runs(stamps: Sequence[datetime], step: timedelta) -> Iterator[Range]:
         yield start, last + step
 
 
-@dataclass
-class _Series:
-    """One series' download: pages are read only as far as the day in hand needs them."""
+@dataclass(frozen=True)
+class Answer:
+    """One answer about a series: what was read, what of it is proved, its rows in order of time, those kept out.
 
-    name: str
-    wanted: Wanted
+    Less is proved than was read where a row may still be late. What is kept out carries its ``reason``.
+    """
+
+    read: Range
+    proved: Range
+    rows: pa.Table
+    set_aside: pa.Table
+
+
+@dataclass
+class Series:
+    """A series that is read answer by answer, only as far as the day in hand needs it.
+
+    Attributes
+    ----------
+    venue, symbol, kind, interval
+        Parts of its name.
+    asked
+        What it lacks and is asked for, in order.
+    answers
+        The source's answers in order of time; the next one is asked for when it is taken.
+    lag
+        Time from the end of a row's interval until the row is known.
+    is_gone
+        Whether the source has dropped it: what it refuses to tell then is its own gap for good.
+    error
+        What ended the reading.
+    n_rows, read
+        Rows and time that were read so far.
+    """
+
+    venue: str
+    symbol: str
+    kind: str
+    interval: str
     asked: list[Range]
-    pages: Iterator[tuple[Range, KlinePage]]
-    rows: list[pa.Table] = field(default_factory=list)
-    set_aside: list[pa.Table] = field(default_factory=list)
-    proved: list[Range] = field(default_factory=list)
-    n_rows: int = 0
-    read: timedelta = timedelta()
-    reached: datetime = datetime.min  # noqa: DTZ901 - naive UTC
-    done: bool = False
-    error: SourceError | None = None
+    answers: Iterator[Answer]
+    lag: timedelta = timedelta()
+    is_gone: bool = False
+    error: SourceError | None = field(default=None, init=False)
+    n_rows: int = field(default=0, init=False)
+    read: timedelta = field(default=timedelta(), init=False)
+    _rows: list[pa.Table] = field(default_factory=list, init=False)
+    _set_aside: list[pa.Table] = field(default_factory=list, init=False)
+    _proved: list[Range] = field(default_factory=list, init=False)
+    _reached: datetime = field(default=datetime.min, init=False)  # noqa: DTZ901 - naive UTC
+    _ended: bool = field(default=False, init=False)
 
     def read_until(self, moment: datetime, stop: threading.Event) -> None:
-        while not self.done and not stop.is_set() and self.reached < moment:
-            if self.next_start is None or self.next_start >= moment:
+        """Take answers until all that is asked for before a moment is read; a failed source sets ``stop`` for all."""
+        while not self._ended and not stop.is_set():
+            start = self._next_start
+            if start is None or start >= moment:
                 return
             try:
-                proved, page = next(self.pages)
+                answer = next(self.answers)
             except StopIteration:
-                self.done = True
-                return
+                self._ended = True
             except SourceError as error:
-                self.done = True
-                if error.concerns_one_series and self.wanted.collected.gone_at is not None:
-                    # What the exchange no longer tells of a market that it has dropped is its own gap for good.
-                    left = [
-                        (max(start, self.reached), end) for start, end in self.asked if end > self.reached
-                    ]
-                    self.proved += left
-                    self.reached = max(end for _, end in left)
+                self._ended = True
+                if error.concerns_one_series and self.is_gone:
+                    self._give_up()
                     return
                 self.error = error
                 if not error.concerns_one_series:
                     stop.set()
-                return
-            self.rows.append(page.rows)
-            self.set_aside.append(page.set_aside)
-            self.proved.append(proved)
-            self.n_rows += page.rows.num_rows
-            self.read += max(timedelta(), proved[1] - proved[0])
-            self.reached = page.covered_until
+            else:
+                self._rows.append(answer.rows)
+                self._set_aside.append(answer.set_aside)
+                self._proved.append(answer.proved)
+                self.n_rows += answer.rows.num_rows
+                self.read += max(timedelta(), answer.read[1] - answer.read[0])
+                self._reached = answer.read[1]
 
     @property
-    def next_start(self) -> datetime | None:
-        return next((max(left, self.reached) for left, right in self.asked if right > self.reached), None)
+    def is_done(self) -> bool:
+        """Whether all that is asked for is read."""
+        return self._next_start is None
+
+    def take(self, table: Table, day: Range) -> tuple[pa.Table, list[dict[str, object]], tuple[Range, ...]]:
+        """Take what was read of a day: rows by the table's contract, anomalies, what is covered; each once, in order."""
+        told = self.venue, self.symbol, self.kind, self.interval
+        rows = _take_rows(self._rows, *day)
+        if rows is None or not rows.num_rows:
+            rows = table.arrow_schema().empty_table()
+        else:
+            length = interval_delta(self.interval) + self.lag
+            known_at = pc.add(rows["ts"], pa.scalar(length, pa.duration("us")))
+            constants = dict(zip(("venue", "symbol", "kind", "interval"), told, strict=True))
+            rows = in_contract(table, rows.append_column("known_at", known_at), constants)
+        odd = _take_rows(self._set_aside, *day)
+        covered = union_of((max(left, day[0]), min(right, day[1])) for left, right in self._proved)
+        self._proved = [(left, right) for left, right in self._proved if right > day[1]]
+        return rows, [] if odd is None else anomaly_rows(odd, table, *told), covered
+
+    @property
+    def _next_start(self) -> datetime | None:
+        return next((max(left, self._reached) for left, right in self.asked if right > self._reached), None)
+
+    def _give_up(self) -> None:
+        left = [(max(start, self._reached), end) for start, end in self.asked if end > self._reached]
+        self._proved += left
+        self._reached = left[-1][1]
 
 
-def take_rows(tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table | None:
-    """Take the rows of [start, end) out of pages that came in order of time; what is later stays in the list.
-
-    Rows before ``start`` are dropped. None where there is no page.
-    """
+def _take_rows(tables: list[pa.Table], start: datetime, end: datetime) -> pa.Table | None:
+    # The rows of [start, end) out of answers in order of time, None without an answer: what is before is dropped, what is
+    # later stays in the list.
     if not tables:
         return None
     rows = pa.concat_tables(tables)
@@ -308,6 +366,91 @@ def take_rows(tables: list[pa.Table], start: datetime, end: datetime) -> pa.Tabl
     return rows.slice(left, right - left)
 
 
+def series_pieces(
+    table: Table,
+    series: Sequence[Series],
+    window: Range,
+    *,
+    now: datetime,
+    told_until: datetime,
+    told_after: timedelta = timedelta(),
+    threads: int = 1,
+    listener: Listener = ignore_progress,
+) -> Iterator[Piece]:
+    """Read many series at the same time and yield what came day by day.
+
+    Parameters
+    ----------
+    table
+        What their rows become.
+    series
+        Those that lack something, and others; what they ask for lies before ``told_until``.
+    window
+        Naive UTC days.
+    now
+        The source's time.
+    told_until
+        The latest watermark that a day can have.
+    told_after
+        How long after its end the source tells a day: its watermark when all of it was asked for.
+    threads
+        Series that are read at the same time.
+    listener
+        Told after each day.
+
+    Yields
+    ------
+    Piece
+        One per day of the window, days without news included; rows, coverage and anomalies of all series.
+
+    Raises
+    ------
+    SourceError
+        After the piece of a day was yielded with what had come. What concerns one series alone leaves the others to go on
+        and is raised at the end; all else ends the load with the day in hand.
+    """
+    lacking = [one for one in series if one.asked]
+    missing = sum((right - left for one in lacking for left, right in one.asked), timedelta())
+    stop = threading.Event()
+    with ThreadPoolExecutor(max(1, min(threads, len(lacking)))) as pool:
+        for key, left, right in keys_of("daily", *window):
+            try:
+                list(pool.map(lambda one, moment=right: one.read_until(moment, stop), lacking))
+            except BaseException:
+                # Threads that are still reading end with the page in hand.
+                stop.set()
+                raise
+            yield _piece_of(table, lacking, key, (left, right), min(right + told_after, told_until), now)
+            listener(
+                Advance(
+                    table.name,
+                    key,
+                    len(lacking),
+                    sum(one.is_done for one in lacking),
+                    sum(one.n_rows for one in lacking),
+                    missing,
+                    sum((one.read for one in lacking), timedelta()),
+                )
+            )
+            if stop.is_set():
+                break
+    raise_first(one.error for one in lacking)
+
+
+def _piece_of(
+    table: Table, series: Sequence[Series], key: str, day: Range, watermark: datetime, now: datetime
+) -> Piece:
+    tables, anomalies, coverage = [table.arrow_schema().empty_table()], [], []
+    for one in series:
+        rows, odd, covered = one.take(table, day)
+        tables.append(rows)
+        anomalies += odd
+        if covered:
+            name = series_name(one.venue, one.symbol, one.kind, one.interval)
+            coverage.append(SeriesCoverage(name, covered))
+    return Piece(key, pa.concat_tables(tables), tuple(coverage), watermark, anomaly_table(anomalies), now)
+
+
 def kline_pieces(
     source: KlineSource,
     wanted: Sequence[Wanted],
@@ -315,7 +458,6 @@ def kline_pieces(
     window: Range,
     *,
     interval: str,
-    watermark: datetime,
     overlap_bars: int = 0,
     concurrency: int = 1,
     listener: Listener = ignore_progress,
@@ -325,7 +467,7 @@ def kline_pieces(
     Parameters
     ----------
     source
-        Where candles come from.
+        Where candles come from; only intervals that are closed by its time are asked for.
     wanted
         The series.
     covered
@@ -334,8 +476,6 @@ def kline_pieces(
         Naive UTC days.
     interval
         Interval of the candles.
-    watermark
-        End of the last closed interval; nothing later is asked for.
     overlap_bars
         Stored bars before a hole that are read again where that costs no request.
     concurrency
@@ -351,43 +491,21 @@ def kline_pieces(
     Raises
     ------
     SourceError
-        After the piece of a day was yielded with what had come: coverage then shows the hole. What concerns one series
-        alone (an unknown market, a wrong answer) leaves the others to go on and is raised at the end; all else ends the
-        load with the day in hand.
+        As ``series_pieces``: coverage then shows the hole. What concerns one series alone is an unknown market or a wrong
+        answer.
     """
-    exchange = source.exchange
-    series = [
-        _open(source, one, covered, (window[0], min(window[1], watermark)), interval, overlap_bars)
-        for one in wanted
-    ]
-    lacking = [one for one in series if one.asked]
-    missing = sum((right - left for one in lacking for left, right in one.asked), timedelta())
-    stop = threading.Event()
-    with ThreadPoolExecutor(max(1, min(concurrency, len(lacking)))) as pool:
-        for key, left, right in keys_of("daily", *window):
-            until = min(right, watermark)
-            try:
-                list(pool.map(lambda one, moment=until: one.read_until(moment, stop), lacking))
-            except BaseException:
-                # Threads that are still reading end with the page in hand.
-                stop.set()
-                raise
-            piece = _kline_piece(lacking, key, (left, right), exchange.venue, interval, until)
-            yield replace(piece, seen_at=source.closed_before)
-            listener(
-                Advance(
-                    "raw/klines",
-                    key,
-                    len(lacking),
-                    sum(one.next_start is None for one in lacking),
-                    sum(one.n_rows for one in lacking),
-                    missing,
-                    sum((one.read for one in lacking), timedelta()),
-                )
-            )
-            if stop.is_set():
-                break
-    raise_first(one.error for one in lacking)
+    now = source.closed_before
+    watermark = from_ms(floor_ms(to_ms(now), interval))
+    asked = (window[0], min(window[1], watermark))
+    yield from series_pieces(
+        TABLES["raw/klines"],
+        [_open(source, one, covered, asked, interval, overlap_bars) for one in wanted],
+        window,
+        now=now,
+        told_until=watermark,
+        threads=concurrency,
+        listener=listener,
+    )
 
 
 def raise_first(errors: Iterable[SourceError | None]) -> None:
@@ -408,18 +526,18 @@ def _open(
     window: Range,
     interval: str,
     overlap_bars: int,
-) -> _Series:
+) -> Series:
     market, gone_at = wanted.collected.market, wanted.collected.gone_at
     start, end = window
     if gone_at is not None:
         end = min(end, from_ms(floor_ms(to_ms(gone_at), interval)))
-    name = series_name(source.exchange.venue, market.symbol, wanted.kind, interval)
-    known, step = union_of(covered.get(name, ())), interval_delta(interval)
+    parts = (source.exchange.venue, market.symbol, wanted.kind, interval)
+    known, step = union_of(covered.get(series_name(*parts), ())), interval_delta(interval)
     reach = source.exchange.page_rows(market.market_type) * step
     holes = missing_in(known, start, end) if start < end else []
     asked = [with_overlap(hole, known, step, reach, overlap_bars) for hole in fewest_requests(holes, reach)]
 
-    def pages() -> Iterator[tuple[Range, KlinePage]]:
+    def answers() -> Iterator[Answer]:
         reached = start
         for left, right in asked:
             # A file that answers one hole may answer the next one as well.
@@ -427,31 +545,9 @@ def _open(
                 continue
             for proved, page in source.pages(wanted, interval, max(left, reached), right):
                 reached = max(reached, proved[1])
-                yield proved, page
+                yield Answer(proved, proved, page.rows, page.set_aside)
 
-    return _Series(name, wanted, asked, pages())
-
-
-def _kline_piece(
-    series: Sequence[_Series], key: str, day: Range, venue: str, interval: str, watermark: datetime
-) -> Piece:
-    table = TABLES["raw/klines"]
-    tables, anomalies, coverage = [table.arrow_schema().empty_table()], [], []
-    for one in series:
-        symbol, kind = one.wanted.collected.market.symbol, one.wanted.kind
-        constants = {"venue": venue, "symbol": symbol, "kind": kind, "interval": interval}
-        rows = take_rows(one.rows, *day)
-        if rows is not None and rows.num_rows:
-            known_at = pc.add(rows["ts"], pa.scalar(interval_delta(interval), pa.duration("us")))
-            tables.append(in_contract(table, rows.append_column("known_at", known_at), constants))
-        odd = take_rows(one.set_aside, *day)
-        if odd is not None:
-            anomalies += anomaly_rows(odd, table, venue, symbol, kind, interval)
-        ranges = union_of((max(left, day[0]), min(right, day[1])) for left, right in one.proved)
-        if ranges:
-            coverage.append(SeriesCoverage(one.name, ranges))
-        one.proved[:] = [(left, right) for left, right in one.proved if right > day[1]]
-    return Piece(key, pa.concat_tables(tables), tuple(coverage), watermark, anomaly_table(anomalies))
+    return Series(*parts, asked, answers(), is_gone=gone_at is not None)
 
 
 def in_contract(table: Table, rows: pa.Table, constants: Mapping[str, str]) -> pa.Table:
@@ -508,7 +604,7 @@ def sample_pieces(
     kind: str,
     interval: str,
     now: datetime,
-    lag: timedelta = timedelta(minutes=1),
+    lag: timedelta = SETTLEMENT_LAG,
     concurrency: int = 1,
     listener: Listener = ignore_progress,
 ) -> Iterator[Piece]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import pyarrow as pa
@@ -18,22 +18,23 @@ import pyarrow.compute as pc
 
 from crypto_assets.intervals import floor_ms, from_ms, interval_delta, to_ms
 from crypto_assets.partitions import keys_of
-from crypto_assets.resources.coingecko import CoinGeckoClient, OhlcPage
+from crypto_assets.resources.coingecko import CoinGeckoClient
 from crypto_assets.resources.ingest import (
     Advance,
+    Answer,
     Listener,
     Range,
-    anomaly_rows,
-    anomaly_table,
+    Series,
     ignore_progress,
     midnight_before,
     raise_first,
-    take_rows,
+    series_pieces,
 )
 from crypto_assets.resources.sources import SourceError
 from crypto_assets.resources.warehouse import SeriesCoverage
 from crypto_assets.resources.warehouse.lake import Piece, missing_in, union_of
-from crypto_assets.schemas import TABLES, series_name
+from crypto_assets.schemas import series_name
+from crypto_assets.tables import TABLES
 
 VENUE = "coingecko"
 #: CoinGecko finishes a UTC day 35 minutes after midnight and its caches expire 5 minutes later.
@@ -235,88 +236,22 @@ def coin_ohlc_pieces(
     ValueError
         If CoinGecko has no candles of an interval.
     SourceError
-        After the piece of a day was yielded with what had come. What concerns one coin alone leaves the others to go on
-        and is raised at the end; all else ends the load with the day in hand.
+        As ``series_pieces``; an unknown coin concerns its own series alone.
     """
-    series = [
-        _open(client, coin_id, interval, covered, window, now)
-        for coin_id in sorted(coin_ids)
-        for interval in intervals
-    ]
-    lacking = [one for one in series if one.asked]
-    missing = sum((right - left for one in lacking for left, right in one.asked), timedelta())
-    stop = threading.Event()
-    with ThreadPoolExecutor(max(1, min(threads, len(lacking)))) as pool:
-        for key, left, right in keys_of("daily", *window):
-            until = min(right, now)
-            try:
-                list(pool.map(lambda one, moment=until: one.read_until(moment, stop), lacking))
-            except BaseException:
-                stop.set()
-                raise
-            yield _candle_piece(lacking, key, (left, right), now)
-            listener(
-                Advance(
-                    "raw/coin_ohlc",
-                    key,
-                    len(lacking),
-                    sum(one.is_done for one in lacking),
-                    sum(one.n_rows for one in lacking),
-                    missing,
-                    sum((one.read for one in lacking), timedelta()),
-                )
-            )
-            if stop.is_set():
-                break
-    raise_first(one.error for one in lacking)
-
-
-@dataclass
-class _Series:
-    """The candles of one coin and interval, read page by page."""
-
-    coin_id: str
-    interval: str
-    settled: datetime
-    asked: list[Range]
-    pages: Iterator[tuple[Range, OhlcPage]]
-    rows: list[pa.Table] = field(default_factory=list)
-    set_aside: list[pa.Table] = field(default_factory=list)
-    proved: list[Range] = field(default_factory=list)
-    reached: datetime = datetime.min  # noqa: DTZ901 - naive UTC
-    n_rows: int = 0
-    read: timedelta = timedelta()
-    error: SourceError | None = None
-
-    def read_until(self, moment: datetime, stop: threading.Event) -> None:
-        while not stop.is_set() and (start := self.next_start) is not None and start < moment:
-            try:
-                (left, right), page = next(self.pages)
-            except SourceError as error:
-                self.error = error
-                if not error.concerns_one_series:
-                    stop.set()
-                return
-            self.rows.append(page.rows)
-            self.set_aside.append(page.set_aside)
-            self.n_rows += page.rows.num_rows
-            self.read += right - left
-            self.reached = right
-            newest = (
-                page.rows["ts"][-1].as_py() + interval_delta(self.interval) if page.rows.num_rows else left
-            )
-            # Only where answers end may a candle be late: before a newer one it is missing at the source.
-            self.proved.append((left, min(right, max(self.settled, newest))))
-
-    @property
-    def next_start(self) -> datetime | None:
-        if self.error is not None:
-            return None
-        return next((max(left, self.reached) for left, right in self.asked if right > self.reached), None)
-
-    @property
-    def is_done(self) -> bool:
-        return self.error is None and self.next_start is None
+    yield from series_pieces(
+        TABLES["raw/coin_ohlc"],
+        [
+            _open(client, coin_id, interval, covered, window, now)
+            for coin_id in sorted(coin_ids)
+            for interval in intervals
+        ],
+        window,
+        now=now,
+        told_until=now,
+        told_after=PUBLICATION_LAG,
+        threads=threads,
+        listener=listener,
+    )
 
 
 def _open(
@@ -326,42 +261,22 @@ def _open(
     covered: Mapping[str, Sequence[Range]],
     window: Range,
     now: datetime,
-) -> _Series:
+) -> Series:
     last = from_ms(floor_ms(to_ms(now - lag_of(interval)), interval))
     start, end = max(window[0], client.ohlc_from(interval, now)), min(window[1], last)
-    known = covered.get(series_name(VENUE, coin_id, "ohlc", interval), ())
-    holes = missing_in(known, start, end) if start < end else []
+    parts = (VENUE, coin_id, "ohlc", interval)
+    holes = missing_in(covered.get(series_name(*parts), ()), start, end) if start < end else []
     asked = fewest_asks(holes, client.ohlc_reach(interval))
     settled = from_ms(floor_ms(to_ms(now - LATE_FOR), interval))
 
-    def pages() -> Iterator[tuple[Range, OhlcPage]]:
-        for left, right in asked:
-            at = left
-            for page in client.ohlc_pages(coin_id, interval, left, right, now):
-                yield (at, page.covered_until), page
-                at = page.covered_until
+    def answers() -> Iterator[Answer]:
+        for at, end in asked:
+            for page in client.ohlc_pages(coin_id, interval, at, end, now):
+                until = page.covered_until
+                newest = page.rows["ts"][-1].as_py() + interval_delta(interval) if page.rows.num_rows else at
+                # Only where answers end may a candle be late: before a newer one it is missing at the source.
+                proved = (at, min(until, max(settled, newest)))
+                yield Answer((at, until), proved, page.rows, page.set_aside)
+                at = until
 
-    return _Series(coin_id, interval, settled, asked, pages())
-
-
-def _candle_piece(series: Sequence[_Series], key: str, day: Range, now: datetime) -> Piece:
-    table = TABLES["raw/coin_ohlc"]
-    tables, anomalies, coverage = [table.arrow_schema().empty_table()], [], []
-    for one in series:
-        rows = take_rows(one.rows, *day)
-        if rows is not None and rows.num_rows:
-            lag = interval_delta(one.interval) + lag_of(one.interval)
-            known_at = pc.add(rows["ts"], pa.scalar(lag, pa.duration("us")))
-            named = rows.append_column("known_at", known_at)
-            tables.append(named.select(table.column_names).cast(table.arrow_schema()))
-        odd = take_rows(one.set_aside, *day)
-        if odd is not None:
-            anomalies += anomaly_rows(odd, table, VENUE, one.coin_id, "ohlc", one.interval)
-        ranges = union_of((max(left, day[0]), min(right, day[1])) for left, right in one.proved)
-        if ranges:
-            coverage.append(SeriesCoverage(series_name(VENUE, one.coin_id, "ohlc", one.interval), ranges))
-        one.proved[:] = [(left, right) for left, right in one.proved if right > day[1]]
-    rows = pa.concat_tables(tables)
-    return Piece(
-        key, rows, tuple(coverage), min(day[1] + PUBLICATION_LAG, now), anomaly_table(anomalies), now
-    )
+    return Series(*parts, asked, answers(), lag_of(interval))

@@ -31,7 +31,8 @@ from crypto_assets.resources.sources import SourceError, SourceUnavailable
 from crypto_assets.resources.warehouse.catalog import Catalog
 from crypto_assets.resources.warehouse.io_manager import Publisher, to_pandas
 from crypto_assets.resources.warehouse.lake import GRACE, Lake, PartitionStream, Piece, SeriesCoverage
-from crypto_assets.schemas import TABLES, Table, series_name
+from crypto_assets.schemas import Table, series_name
+from crypto_assets.tables import TABLES
 
 LEVELS = TABLES["raw/order_books"]
 SUMMARY = TABLES["raw/order_book_summary"]

@@ -21,8 +21,9 @@ from crypto_assets.resources.sources import SourceRefused
 from crypto_assets.resources.warehouse import PartitionStream
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
 from crypto_assets.resources.warehouse.lake import Piece
-from crypto_assets.schemas import ABSENT, TABLES, series_name
+from crypto_assets.schemas import ABSENT, series_name
 from crypto_assets.settings import Listing, Settings
+from crypto_assets.tables import TABLES
 
 _NOT_STATE = {"venue", "symbol", "valid_from", "ts", "known_at", "listing_id"}
 _STATE = [name for name in TABLES["raw/symbols"].column_names if name not in _NOT_STATE]
@@ -135,6 +136,7 @@ def collected_symbols(warehouse: WarehouseResource, settings: Settings) -> tuple
     """Every market that is collected, contracts included, sorted."""
     named = set(settings.universe.markets)
     if settings.universe.top or settings.universe.contract_types:
+        # All looks, not the newest: a choice by other contract types or another quote drops what was chosen before.
         chosen = warehouse.newest("raw/universe", by=["venue", "symbol"])
         chosen = chosen[chosen["venue"] == settings.venue]
         # An ignored coin leaves at once, however it came in.

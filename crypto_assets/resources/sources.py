@@ -493,11 +493,23 @@ class Wire(threading.local):
     """Status, headers and beginning of the body of this thread's last HTTP response.
 
     The client libraries hide them when they raise. ``status`` is ``None`` when nothing has come.
+
+    Parameters
+    ----------
+    heard
+        Called with status and headers as soon as they have come, before the body is read.
     """
 
     status: int | None = None
     headers: Mapping[str, str] = {}
     body: bytes = b""
+    #: Number of the attempt that is under way.
+    attempt: int = 1
+
+    def __init__(
+        self, heard: Callable[[int, Mapping[str, str]], None] = lambda status, headers: None
+    ) -> None:
+        self._heard = heard
 
     @property
     def excerpt(self) -> str:
@@ -511,6 +523,7 @@ class Wire(threading.local):
     def arrived(self, status: int, headers: Mapping[str, str]) -> None:
         """Record the head of a response of a client that is no ``requests.Session``; its body follows in ``body``."""
         self.status, self.headers, self.body = status, headers, b""
+        self._heard(status, headers)
 
     def watch(self, session: requests.Session) -> None:
         """Record every response of a session, and cut it off from redirects and from the environment.
@@ -558,7 +571,7 @@ class SourceCaller:
         secrets: tuple[str, ...] = (),
         allowance: CallAllowance | None = None,
     ) -> None:
-        self.wire = Wire()
+        self.wire = Wire(self._obey)
         self._budget = budget
         self._allowance = allowance
         self._retry = retry
@@ -601,6 +614,7 @@ class SourceCaller:
         if self._allowance is not None:
             self._allowance.spend(request)
         self.wire.clear()
+        self.wire.attempt = number
         failure: SourceError | None = None
         payload: object = None
         try:
@@ -636,19 +650,22 @@ class SourceCaller:
         came = self._redacted(self._came(error, meaning))
         if number > 1:
             came = f"attempt {number} of {self._retry.attempts}: {came}"
-        silence_s = _retry_after_s(self.wire.headers)
         kind, advice = _OUTCOMES[meaning]
-        if status == _BANNED:
-            self._budget.ban(BAN_S if silence_s is None else silence_s)
-        elif silence_s is not None and meaning == "unavailable":
-            self._budget.hold(silence_s)
-        elif status == _TOO_MANY_REQUESTS:
-            # Every user of the address is meant, not only the thread that was told so.
-            self._budget.hold(self._retry.least_wait_s(number))
+        silence_s = _retry_after_s(self.wire.headers)
         failure = kind(str(request), came, _ADVICE_BY_STATUS.get(status or 0, advice), silence_s)
         failure.transient = kind is not SourceRefused
         failure.concerns_one_series |= meaning == "unknown"
         return failure
+
+    def _obey(self, status: int, headers: Mapping[str, str]) -> None:
+        # With the head alone: until it is noted, the other users of the address go on asking.
+        silence_s = _retry_after_s(headers)
+        if status == _BANNED:
+            self._budget.ban(BAN_S if silence_s is None else silence_s)
+        elif silence_s is not None and status >= 400 and _meaning(status) == "unavailable":
+            self._budget.hold(silence_s)
+        elif status == _TOO_MANY_REQUESTS:
+            self._budget.hold(self._retry.least_wait_s(self.wire.attempt))
 
     def _came(self, error: Exception, meaning: Failure) -> str:
         status, excerpt = self.wire.status, self.wire.excerpt

@@ -94,12 +94,13 @@ class RequestLog:
         self.requests: list[Request] = []
         self.orders: list[Order] = []
         self._real_seconds = real_seconds
-        self._n_arrived = 0
+        # Monotonic seconds of this machine at which each request arrived, in their order.
+        self._came_s: list[float] = []
 
     def arrive(self) -> tuple[int, float]:
         """Count a request that has just come; its number and its moment."""
-        self._n_arrived += 1
-        return self._n_arrived - 1, self._real_seconds()
+        self._came_s.append(time.monotonic())
+        return len(self._came_s) - 1, self._real_seconds()
 
     def answer(self, request: Request, retry_after_s: float | None) -> None:
         """Note an answer that is about to go out, and the silence that it orders."""
@@ -108,9 +109,9 @@ class RequestLog:
         seconds = BAN_S if ban and retry_after_s is None else retry_after_s
         if request.status is not None and seconds is not None:
             until_s = self._real_seconds() + seconds
-            self.orders.append(Order(request.budget, ban, until_s, self._n_arrived, time.monotonic()))
+            self.orders.append(Order(request.budget, ban, until_s, len(self._came_s), time.monotonic()))
 
-    def violations(self, n_in_flight: int = 0) -> list[Request]:
+    def violations(self, n_in_flight: int = 0, hearing_s: float = 0.0) -> list[Request]:
         """Return the requests that came while their budget had to keep silent.
 
         Parameters
@@ -118,6 +119,9 @@ class RequestLog:
         n_in_flight
             How many requests of a client may have been on their way when an order was given: so many are forgiven
             after each. 0 for a client that asks one thing at a time, ``n - 1`` for one with ``n`` threads.
+        hearing_s
+            How long, in this machine's seconds, the head of an answer may take to be read: as many requests again are
+            forgiven that came within that time after the order, begun by threads that could not know of it yet.
         """
         arrived: dict[Budget, list[Request]] = {}
         for request in sorted(self.requests, key=_number):
@@ -127,7 +131,10 @@ class RequestLog:
             here = arrived[order.budget]
             after = islice(here, bisect_left(here, order.after_number, key=_number), None)
             late = takewhile(lambda request, until_s=order.until_s: request.at_s < until_s, after)
-            guilty.update(request.number for request in islice(late, n_in_flight, None))
+            heard_s = order.told_at_s + hearing_s
+            for place, request in enumerate(islice(late, n_in_flight, None)):
+                if place >= n_in_flight or self._came_s[request.number] >= heard_s:
+                    guilty.add(request.number)
         return [request for request in self.requests if request.number in guilty]
 
     def forgive(self, last_s: float = 0.25) -> None:

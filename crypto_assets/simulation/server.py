@@ -147,9 +147,9 @@ class MarketServer:
         """All requests so far, in the order of their answers."""
         return self.log.requests
 
-    def violations(self, n_in_flight: int = 0) -> list[Request]:
+    def violations(self, n_in_flight: int = 0, hearing_s: float = 0.0) -> list[Request]:
         """Return the requests that came while banned or silenced; see ``RequestLog.violations``."""
-        return self.log.violations(n_in_flight)
+        return self.log.violations(n_in_flight, hearing_s)
 
     def inject(self, path_prefix: str, fault: Fault | str, times: int = 1, after: int = 0) -> None:
         """Let a fault meet the next ``times`` requests below a path, sparing the first ``after``."""

@@ -10,10 +10,9 @@ from datetime import date, datetime, timedelta
 import pandas as pd
 import pytest
 
-from crypto_assets.assets.labels import LOOKAHEAD_DAYS
 from crypto_assets.quant.invariants import Difference
 from crypto_assets.simulation.server import MarketServer, Request
-from crypto_assets_tests.graph.harness import Platform, leaks, market_at
+from crypto_assets_tests.graph.harness import LOOKAHEAD_DAYS, Platform, leaks, market_at
 
 #: The present of the suite's market: Friday morning of the ninth week.
 NOW = datetime(2024, 3, 1, 5, 20)

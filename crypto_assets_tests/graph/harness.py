@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, datetime, time
@@ -17,20 +17,26 @@ from pathlib import Path
 
 import dagster as dg
 import pandas as pd
+import pytest
 
 from crypto_assets import runs
-from crypto_assets.assets.labels import LOOKAHEAD_DAYS
+from crypto_assets.assets import labels
 from crypto_assets.cli import simulated_world
 from crypto_assets.definitions import all_assets, resources_of
 from crypto_assets.partitions import DAY, monday_of
+from crypto_assets.quant.feature_sets import FeatureSet
 from crypto_assets.quant.invariants import Difference, prefix_differences
 from crypto_assets.resources.warehouse.lake import Lake, Provenance
-from crypto_assets.schemas import TABLES, Table, table_of
+from crypto_assets.schemas import Table
 from crypto_assets.settings import Settings, current_settings
 from crypto_assets.simulation.server import MarketServer
 from crypto_assets.simulation.synthetic import SyntheticWorld
+from crypto_assets.tables import TABLES, table_of
 
-LABELS = dg.AssetKey(["labels", "forward_returns"])
+#: Days before the present one whose labels may still change.
+LOOKAHEAD_DAYS = max(
+    labels.LOOKAHEAD_DAYS, *(chosen.lookahead_days for chosen in current_settings().label_sets.values())
+)
 #: Tables whose rows say when they were known and can be made again; what was only observed cannot.
 COMPARED = tuple(
     table for table in TABLES.values() if "known_at" in table.column_names and not table.observed
@@ -117,11 +123,14 @@ class Platform:
         start = None if first is None else first.isoformat()
         clocks = {"daily": True, "weekly": fits, "none": reports}
         for wave in waves(only, [clock for clock, wanted in clocks.items() if wanted]):
-            if first is None or LABELS not in wave.keys:
+            of_labels = tuple(key for key in wave.keys if key.path[0] == "labels")
+            others = tuple(key for key in wave.keys if key not in of_labels)
+            if first is None or not of_labels:
                 self.run(wave, start, last)
                 continue
-            self.run(replace(wave, keys=tuple(key for key in wave.keys if key != LABELS)), start, last)
-            self.run(runs.Step((LABELS,), "daily"), (first - LOOKAHEAD_DAYS * DAY).isoformat(), last)
+            if others:
+                self.run(replace(wave, keys=others), start, last)
+            self.run(replace(wave, keys=of_labels), (first - LOOKAHEAD_DAYS * DAY).isoformat(), last)
 
     def run(self, step: runs.Step, first: str | None = None, last: str | None = None) -> None:
         """One run that has to succeed."""
@@ -131,7 +140,7 @@ class Platform:
     def attempt(self, step: runs.Step, first: str | None = None, last: str | None = None) -> runs.Outcome:
         """One run, whatever becomes of it."""
         with _quiet():
-            return next(runs.materialize(self.definitions, _instance(), [step], first=first, last=last))
+            return next(runs.materialize(self.definitions, instance(), [step], first=first, last=last))
 
     def rows(self, name: str) -> pd.DataFrame:
         """All stored rows of one table."""
@@ -167,7 +176,7 @@ class Platform:
 
 
 @cache
-def _instance() -> dg.DagsterInstance:
+def instance() -> dg.DagsterInstance:
     return dg.DagsterInstance.ephemeral()
 
 
@@ -258,3 +267,18 @@ def leaks(
 
 def _start(table: Table, day: date) -> date:
     return monday_of(day) if table.clock == "weekly" else day
+
+
+#: The column that `plant_in_price_action` replaces.
+PLANTED = "volatility_24h_log"
+
+
+def plant_in_price_action(monkeypatch: pytest.MonkeyPatch, leak: Callable[[pd.DataFrame], pd.Series]) -> None:
+    """Have ``features/price_action`` hold what ``leak`` makes of its rows, in one column."""
+    honest = FeatureSet.compute
+
+    def leaky(self: FeatureSet, rows: pd.DataFrame, since: datetime | None = None) -> pd.DataFrame:
+        made = honest(self, rows, since)
+        return made.assign(**{PLANTED: leak(made)}) if self.name == "price_action" else made
+
+    monkeypatch.setattr(FeatureSet, "compute", leaky)

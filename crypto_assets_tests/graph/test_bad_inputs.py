@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from crypto_assets import runs
@@ -13,10 +15,11 @@ from crypto_assets.resources import coingecko
 from crypto_assets.resources.exchange import binance
 from crypto_assets.resources.sources import RetryPolicy
 from crypto_assets.resources.warehouse.catalog import CATALOGUE
-from crypto_assets.schemas import table_of
 from crypto_assets.settings import current_settings
+from crypto_assets.tables import table_of
 from crypto_assets_tests.graph.conftest import QUICK, QUICK_CUT, QUICK_FROM, Built
 from crypto_assets_tests.graph.harness import Platform, market_at, step_of, waves
+from crypto_assets_tests.quant import own_features
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +131,42 @@ def test_a_symbol_that_the_exchange_does_not_know_is_named_with_what_to_change(t
     assert platform.rows("raw/klines").empty
 
 
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda values: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda values: values.iloc[1:], "rows instead of"),
+        (lambda values: values.shift(-1), "looks ahead: own_spread_frac at "),
+    ],
+    ids=["raises", "wrong length", "looks ahead"],
+)
+def test_a_function_that_fails_on_the_last_day_of_a_range_stores_no_day_of_it(
+    quick_pair: tuple[Built, Built],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[pd.Series], pd.Series],
+    reason: str,
+) -> None:
+    honest = own_features.spread_share
+
+    def spread_share(frame: pd.DataFrame) -> pd.Series:
+        values = honest(frame)
+        return spoil(values) if (frame.index >= DAY).any() else values
+
+    monkeypatch.setattr(own_features, "spread_share", spread_share)
+    platform = quick_pair[0].platform.copy(tmp_path / "copy", quick_pair[0].market)
+    before = platform.files()
+    outcome = platform.attempt(step_of("features/every_custom"), QUICK_FROM.isoformat(), DAY)
+    assert not outcome.success
+    assert outcome.error is not None
+    assert (
+        "feature set every_custom, entry 0 (crypto_assets_tests.quant.own_features:spread_share)"
+        in outcome.error
+    )
+    assert reason in outcome.error
+    assert platform.files() == before
+
+
 @pytest.mark.parametrize("name", ["raw/klines", "rollups/raster", "features/universe"])
 def test_a_corrupt_file_is_named_and_what_was_stored_stays(
     quick_pair: tuple[Built, Built], tmp_path: Path, name: str
@@ -137,7 +176,7 @@ def test_a_corrupt_file_is_named_and_what_was_stored_stays(
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
     before = platform.files()
-    reader = {"raw/klines": "rollups/klines", "rollups/raster": "features/technical"}.get(
+    reader = {"raw/klines": "rollups/klines", "rollups/raster": "features/price_action"}.get(
         name, "features/cross_section"
     )
     outcome = platform.attempt(step_of(reader), DAY, DAY)
@@ -159,7 +198,7 @@ def test_a_corrupt_file_is_named_when_the_catalogue_has_to_be_made_anew(
     damaged = platform.lake.path(table_of("raw/market_caps"), QUICK_FROM.isoformat())
     damaged.write_bytes(b"")
     (platform.folder / CATALOGUE).unlink()
-    outcome = platform.attempt(step_of("features/technical"), DAY, DAY)
+    outcome = platform.attempt(step_of("features/price_action"), DAY, DAY)
     assert not outcome.success
     assert outcome.error is not None
     assert str(damaged) in outcome.error
@@ -180,11 +219,11 @@ def test_a_folder_that_cannot_be_written_is_named_and_what_was_stored_stays(
     assert "check the folder's permissions" in outcome.error
 
     platform = quick_pair[0].platform.copy(tmp_path / "copy", quick_pair[0].market)
-    folder = platform.lake.path(table_of("features/technical"), DAY).parent
+    folder = platform.lake.path(table_of("features/price_action"), DAY).parent
     kept = folder.rename(tmp_path / "kept")
     folder.write_text("")
     before = platform.files()
-    outcome = platform.attempt(step_of("features/technical"), DAY, DAY)
+    outcome = platform.attempt(step_of("features/price_action"), DAY, DAY)
     assert not outcome.success
     assert outcome.error is not None
     assert str(folder) in outcome.error
@@ -192,5 +231,5 @@ def test_a_folder_that_cannot_be_written_is_named_and_what_was_stored_stays(
     assert platform.files() == before
     folder.unlink()
     kept.rename(folder)
-    platform.run(step_of("features/technical"), DAY, DAY)
+    platform.run(step_of("features/price_action"), DAY, DAY)
     assert platform.contents() == quick_pair[0].platform.contents()

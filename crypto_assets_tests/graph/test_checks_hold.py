@@ -9,8 +9,8 @@ import dagster as dg
 import pytest
 
 from crypto_assets.checks import examine
-from crypto_assets.schemas import TABLES
 from crypto_assets.settings import current_settings
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.graph.conftest import Built
 
 #: The dying coin falls by more than a tenth from one bar to the next.

@@ -11,13 +11,11 @@ import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from crypto_assets.quant import features
-from crypto_assets.schemas import table_of
+from crypto_assets.tables import table_of
 from crypto_assets_tests.graph.conftest import Built, Walk
-from crypto_assets_tests.graph.harness import COMPARED, step_of, steps
+from crypto_assets_tests.graph.harness import COMPARED, PLANTED, plant_in_price_action, step_of, steps
 
 #: The first of these days is a Monday; on the last, a coin that died four days before is a candidate still.
 DAYS = [(date(2024, 2, 12) + timedelta(days=day)).isoformat() for day in range(3)]
@@ -30,22 +28,15 @@ SEQUENTIAL = "holdings/optimal_holdings"
 def test_a_value_that_depends_on_what_else_is_in_the_run_is_found(
     quick_pair: tuple[Built, Built], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, planted: bool
 ) -> None:
-    honest = features.technical
-
-    def centred(raster: pd.DataFrame, *, bar: timedelta) -> pd.DataFrame:
-        rows = honest(raster, bar=bar)
-        return rows.assign(volatility_24h_log=rows["volatility_24h_log"] - rows["volatility_24h_log"].mean())
-
     if planted:
-        monkeypatch.setattr(features, "technical", centred)
+        plant_in_price_action(monkeypatch, lambda rows: rows[PLANTED] - rows[PLANTED].mean())
     days = ["2024-01-25", "2024-01-26", "2024-01-27"]
     whole, single = (quick_pair[1].platform.copy(tmp_path / name, quick_pair[1].market) for name in "ab")
-    whole.run(step_of("features/technical"), days[0], days[-1])
+    whole.run(step_of("features/price_action"), days[0], days[-1])
     for day in (days[1], days[0], days[2]):
-        single.run(step_of("features/technical"), day, day)
+        single.run(step_of("features/price_action"), day, day)
     found = differing(single.contents(), whole.contents())
-    # The last day alone loads the same rows as the whole range: all there are before its end.
-    assert found == [("features/technical", day) for day in days[:-1] if planted]
+    assert found == [("features/price_action", day) for day in days if planted]
 
 
 @pytest.mark.slow

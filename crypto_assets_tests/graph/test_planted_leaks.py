@@ -16,15 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from crypto_assets.quant import features, weights
+from crypto_assets.quant import weights
 from crypto_assets.quant.invariants import WHOLE_ROW, Difference
 from crypto_assets.resources.coingecko import CoinGeckoClient
 from crypto_assets.resources.exchange import BinanceClient
-from crypto_assets.schemas import table_of
+from crypto_assets.tables import table_of
 from crypto_assets_tests.graph.conftest import MONDAY, NOW, QUICK_CUT, QUICK_NOW, Built
-from crypto_assets_tests.graph.harness import leaks
+from crypto_assets_tests.graph.harness import PLANTED, leaks, plant_in_price_action
 
-COLUMN = "volatility_24h_log"
 TODAY = QUICK_CUT.replace(hour=0, minute=0)
 YESTERDAY = TODAY - timedelta(days=1)
 #: Start of the last bar that had closed at the cut.
@@ -59,29 +58,19 @@ def make_again(quick_pair: tuple[Built, Built], tmp_path: Path) -> MakeAgain:
     return make
 
 
-def plant_in_technical(monkeypatch: pytest.MonkeyPatch, leak: Callable[[pd.DataFrame], pd.Series]) -> None:
-    honest = features.technical
-
-    def leaky(raster: pd.DataFrame, *, bar: timedelta) -> pd.DataFrame:
-        rows = honest(raster, bar=bar)
-        return rows.assign(**{COLUMN: leak(rows)})
-
-    monkeypatch.setattr(features, "technical", leaky)
-
-
 def first_row(difference: Difference) -> tuple[object, ...]:
     return tuple(value for _, value in difference.key)
 
 
-@pytest.mark.parametrize("name", ["features/technical", "raw/klines", "raw/market_caps"])
+@pytest.mark.parametrize("name", ["features/price_action", "raw/klines", "raw/market_caps"])
 def test_without_a_leak_making_a_table_again_is_silent(make_again: MakeAgain, name: str) -> None:
     assert make_again(name) == []
 
 
 def test_a_shifted_column_is_found(make_again: MakeAgain, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant_in_technical(monkeypatch, lambda rows: rows.groupby("symbol")[COLUMN].shift(-1))
-    (found,) = make_again("features/technical")
-    assert (found.table, found.column) == ("features/technical", COLUMN)
+    plant_in_price_action(monkeypatch, lambda rows: rows.groupby("symbol")[PLANTED].shift(-1))
+    (found,) = make_again("features/price_action")
+    assert (found.table, found.column) == ("features/price_action", PLANTED)
     assert first_row(found) == ("ADA/USDT", LAST_BAR)
     assert found.earlier_value is None
     assert found.later_value > 0
@@ -89,14 +78,14 @@ def test_a_shifted_column_is_found(make_again: MakeAgain, monkeypatch: pytest.Mo
 
 
 def test_a_centred_window_is_found(make_again: MakeAgain, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant_in_technical(
+    plant_in_price_action(
         monkeypatch,
-        lambda rows: rows.groupby("symbol")[COLUMN].transform(
+        lambda rows: rows.groupby("symbol")[PLANTED].transform(
             lambda one: one.rolling(5, center=True, min_periods=1).mean()
         ),
     )
-    (found,) = make_again("features/technical")
-    assert (found.table, found.column) == ("features/technical", COLUMN)
+    (found,) = make_again("features/price_action")
+    assert (found.table, found.column) == ("features/price_action", PLANTED)
     # The window reaches two bars ahead, so the last two rows differ.
     assert first_row(found) == ("ADA/USDT", LAST_BAR - timedelta(hours=1))
     assert found.n_rows == 2 * N_SYMBOLS
@@ -105,9 +94,11 @@ def test_a_centred_window_is_found(make_again: MakeAgain, monkeypatch: pytest.Mo
 def test_a_scaler_fitted_on_the_full_sample_is_found(
     make_again: MakeAgain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plant_in_technical(monkeypatch, lambda rows: (rows[COLUMN] - rows[COLUMN].mean()) / rows[COLUMN].std())
-    (found,) = make_again("features/technical")
-    assert (found.table, found.column) == ("features/technical", COLUMN)
+    plant_in_price_action(
+        monkeypatch, lambda rows: (rows[PLANTED] - rows[PLANTED].mean()) / rows[PLANTED].std()
+    )
+    (found,) = make_again("features/price_action")
+    assert (found.table, found.column) == ("features/price_action", PLANTED)
     assert first_row(found) == ("ADA/USDT", YESTERDAY)
     assert found.n_rows == (24 + 9) * N_SYMBOLS
 

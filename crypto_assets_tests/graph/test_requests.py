@@ -11,9 +11,9 @@ import pytest
 
 from crypto_assets.intervals import DAY_MS, HOUR_MS, to_ms
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource
-from crypto_assets.schemas import TABLES
 from crypto_assets.settings import current_settings
 from crypto_assets.simulation.server import Request
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.graph.conftest import NOW, QUICK_CUT, QUICK_FROM, Built
 from crypto_assets_tests.graph.harness import Platform, market_at
 

@@ -19,7 +19,7 @@ def test_the_first_stages_hold_what_was_known_in_the_middle_of_a_day(quick_pair:
 
 
 def test_the_quick_comparison_is_about_rows_of_that_day(quick_pair: tuple[Built, Built]) -> None:
-    for name in ("raw/klines", "rollups/raster", "features/technical", "labels/forward_returns"):
+    for name in ("raw/klines", "rollups/raster", "features/price_action", "labels/forward_returns"):
         days = quick_pair[0].tables[name]["ts"].dt.normalize()
         assert (days == QUICK_CUT.replace(hour=0, minute=0)).sum() >= 8 * 9, name
 

@@ -75,11 +75,10 @@ def load(order: Order, seconds: Callable[[], float], sleep: Callable[[float], No
         retry=retry,
         on_file=lambda file: warehouse.lake.ledger.add_source_file(asdict(file)),
     )
-    watermark = client.last_closed(order.interval)
     pieces = kline_pieces(
         KlineSource(
             client,
-            watermark,
+            client.server_time(),
             None if order.route == "rest" else archive,
             archive_only=order.route == "archive",
         ),
@@ -91,7 +90,6 @@ def load(order: Order, seconds: Callable[[], float], sleep: Callable[[float], No
         {} if order.reread else warehouse.covered("raw/klines", *order.window),
         order.window,
         interval=order.interval,
-        watermark=watermark,
         overlap_bars=order.overlap_bars,
         concurrency=order.concurrency,
     )

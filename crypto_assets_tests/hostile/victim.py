@@ -18,6 +18,8 @@ from crypto_assets.resources.sources import SourceError
 from crypto_assets_tests.hostile.loader import Order, RemoteSeconds, load
 
 _WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "os.link")
+#: Where files of the table lie, and those of the ledger that explain them.
+_EXPLAINED = f"{os.sep}raw{os.sep}klines{os.sep}"
 #: Exit status of a run that a source ended.
 _REFUSED = 3
 
@@ -31,13 +33,15 @@ def order_of(told: dict[str, Any]) -> Order:
     return Order(**given)
 
 
-def _live(order: Order, number: int) -> None:
+def _live(order: Order, number: int, *, in_place: bool) -> None:
     n_done = 0
     root = f"{order.folder}{os.sep}"
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal n_done
-        if event in _WATCHED and str(arguments[0]).startswith(root):
+        if event not in _WATCHED or not str(arguments[0]).startswith(root):
+            return
+        if not in_place or (event == "os.rename" and _EXPLAINED in str(arguments[1])):
             n_done += 1
             if n_done == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -52,12 +56,12 @@ def main() -> None:
     import ccxt  # noqa: F401 - so that no fork has to
 
     for line in sys.stdin:
-        told, number = json.loads(line)
+        told, number, in_place = json.loads(line)
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                _live(order_of(told), number)
+                _live(order_of(told), number, in_place=in_place)
                 status = 0
             except SourceError:
                 status = _REFUSED

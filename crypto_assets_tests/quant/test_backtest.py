@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import backtest
 from crypto_assets_tests.quant.decisions import at
 from crypto_assets_tests.quant.rasters import DAY, HOUR, QUICK, START, Listing, random_raster, raster_of
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 
-CONTRACT = schemas.table_of("reports/portfolio_backtest")
+CONTRACT = tables.table_of("reports/portfolio_backtest")
 A, B = "A/USDT", "B/USDT"
 
 

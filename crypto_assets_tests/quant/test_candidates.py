@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import black_litterman
 from crypto_assets.quant.candidates import lookback
 from crypto_assets_tests.quant.decisions import (
@@ -23,7 +23,7 @@ from crypto_assets_tests.quant.decisions import (
 )
 from crypto_assets_tests.quant.rasters import HOUR, QUICK, Listing, assert_same_bits, between
 
-CONTRACT = schemas.table_of("holdings/candidates")
+CONTRACT = tables.table_of("holdings/candidates")
 KEY = ("decision_at", "symbol")
 
 

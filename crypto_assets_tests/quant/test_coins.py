@@ -23,7 +23,7 @@ from crypto_assets.quant.coins import (
     kinds_by_name,
 )
 from crypto_assets.quant.raw import map_coins_to_symbols
-from crypto_assets.schemas import TABLES
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 
 AT = datetime(2024, 6, 1, 0, 50)

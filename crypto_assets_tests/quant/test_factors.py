@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import factors, kernels
 from crypto_assets_tests.quant.rasters import (
     HOUR,
@@ -58,7 +58,7 @@ def test_eligibility_known_only_after_the_bar_is_refused() -> None:
 
 def test_columns_are_those_of_the_contract_also_without_rows() -> None:
     raster = random_raster(30, ["AAA/USDT"])
-    expected = sorted(schemas.table_of("factors/alpha_factors").column_names)
+    expected = sorted(tables.table_of("factors/alpha_factors").column_names)
     for rows in (raster, raster.iloc[:0]):
         result = compute(rows)
         assert sorted(result.columns) == expected

@@ -5,11 +5,10 @@ from datetime import datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
-import talib
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import features
 from crypto_assets_tests.quant.rasters import (
     DAY,
@@ -51,23 +50,11 @@ def test_a_universe_refuses_a_history_that_its_lookback_cannot_show(days: int) -
         universe(raster_of({"close": [1.0]}), min_history_days=days)
 
 
-def test_features_refuse_a_raster_without_prices() -> None:
-    with pytest.raises(ValueError, match="lacks the columns close"):
-        features.technical(raster_of({"close": [1.0]}).drop(columns="close"))
-
-
-def test_technical_refuses_a_bar_that_makes_its_names_untrue() -> None:
-    raster = raster_of({"close": [1.0]}, bar=timedelta(hours=2))
-    with pytest.raises(ValueError, match="the hour"):
-        features.technical(raster, bar=timedelta(hours=2))
-
-
-@pytest.mark.parametrize(("function", "table"), [(universe, "universe"), (features.technical, "technical")])
-def test_columns_are_those_of_the_contract_also_without_rows(function, table: str) -> None:  # noqa: ANN001
+def test_columns_are_those_of_the_contract_also_without_rows() -> None:
     raster = random_raster(30, ["AAA/USDT"])
-    expected = sorted(schemas.table_of(f"features/{table}").column_names)
-    assert sorted(function(raster).columns) == expected
-    assert sorted(function(raster.iloc[:0]).columns) == expected
+    expected = sorted(tables.table_of("features/universe").column_names)
+    assert sorted(universe(raster).columns) == expected
+    assert sorted(universe(raster.iloc[:0]).columns) == expected
 
 
 def test_a_listing_becomes_eligible_after_30_days() -> None:
@@ -125,62 +112,6 @@ def test_a_median_needs_25_days_with_bars(n_missing: int, reason: str) -> None:
     assert np.isnan(at(result, 31)["turnover_median_30d_quote"]) == (reason == "illiquid")
 
 
-def test_volatility_and_taker_share_by_hand() -> None:
-    close = [100.0 * (1.01 if k % 2 else 1.0) for k in range(200)]
-    raster = raster_of({"close": close, "volume_base": [2.0] * 200, "taker_buy_base": [0.5] * 200})
-    last = features.technical(raster).iloc[-1]
-    moves = np.log(1.01) * np.array([1.0, -1.0] * 84)
-    assert last["volatility_24h_log"] == pytest.approx(moves[:24].std(ddof=1), rel=1e-12)
-    assert last["volatility_168h_log"] == pytest.approx(moves.std(ddof=1), rel=1e-12)
-    assert last["taker_buy_24h_frac"] == 0.25
-
-
-def test_a_flat_market_has_no_strength_index_and_no_range() -> None:
-    flat = features.technical(raster_of({"close": [100.0] * 700})).iloc[-1]
-    assert np.isnan(flat["rsi_14h"])
-    assert flat["atr_14h_frac"] == flat["ema_distance_48h_frac"] == flat["volatility_24h_log"] == 0.0
-
-
-def test_a_row_without_a_bar_has_no_indicators_and_a_gap_no_return() -> None:
-    raster = random_raster(800, [Listing("AAA/USDT", gaps=((790, 792),))])
-    result = features.technical(raster)
-    indicators = list(result.columns.drop(["symbol", "ts", "known_at", "listing_id"]))
-    assert result.iloc[790][indicators].isna().all()
-    assert result.iloc[792][["rsi_14h", "atr_14h_frac", "volatility_24h_log"]].isna().all()
-    assert result.iloc[793][indicators].notna().all()
-
-
-def test_unknown_volumes_leave_only_their_own_feature_missing() -> None:
-    result = features.technical(random_raster(800, ["AAA/USDT"]).assign(taker_buy_base=None)).iloc[-1]
-    assert np.isnan(result["taker_buy_24h_frac"])
-    assert not np.isnan(result["rsi_14h"])
-
-
-def test_indicators_agree_with_ta_lib_after_warm_up() -> None:
-    raster = random_raster(3000, ["AAA/USDT"])
-    result = features.technical(raster)
-    high, low, close = (raster[name].to_numpy() for name in ("high", "low", "close"))
-    expected = {
-        "rsi_14h": talib.RSI(close, 14),
-        "atr_14h_frac": talib.ATR(high, low, close, 14) / close,
-        "ema_distance_12h_frac": close / talib.EMA(close, 12) - 1,
-        "ema_distance_48h_frac": close / talib.EMA(close, 48) - 1,
-    }
-    for name, values in expected.items():
-        tolerance = 1e-8 * np.nanmax(np.abs(values)) if "distance" in name else 0.0
-        np.testing.assert_allclose(
-            result[name][1500:], values[1500:], rtol=1e-7, atol=tolerance, err_msg=name
-        )
-
-
-def test_a_window_in_hours_counts_twice_as_many_half_hour_bars() -> None:
-    half = timedelta(minutes=30)
-    raster = random_raster(400, ["AAA/USDT"], bar=half)
-    result = features.technical(raster, bar=half)
-    returns = raster["close"].apply(np.log).diff()
-    assert result["volatility_24h_log"].iloc[-1] == pytest.approx(returns.iloc[-48:].std(), rel=1e-10)
-
-
 @QUICK
 @given(
     seed=st.integers(0, 10_000),
@@ -188,32 +119,27 @@ def test_a_window_in_hours_counts_twice_as_many_half_hour_bars() -> None:
     hours=st.integers(1, 40),
     missing=st.sampled_from([0.0, 0.02, 0.3]),
 )
-def test_features_have_the_same_bits_in_any_chunk(
+def test_a_universe_has_the_same_bits_in_any_chunk(
     seed: int, first_hour: int, hours: int, missing: float
 ) -> None:
     raster = random_raster(N_BARS, LISTINGS, seed=seed, missing_share=missing, tick=0.01)
     start = START + first_hour * HOUR
-    for function, lookback_days in (
-        (universe, features.UNIVERSE_LOOKBACK_DAYS),
-        (features.technical, features.TECHNICAL_LOOKBACK_DAYS),
-    ):
-        assert_chunk_invariant(
-            function,
-            raster,
-            start=start,
-            end=start + hours * HOUR,
-            lookback_days=lookback_days,
-            symbols=["DDD/USDT", "CCC/USDT"],
-        )
+    assert_chunk_invariant(
+        universe,
+        raster,
+        start=start,
+        end=start + hours * HOUR,
+        lookback_days=features.UNIVERSE_LOOKBACK_DAYS,
+        symbols=["DDD/USDT", "CCC/USDT"],
+    )
 
 
 @QUICK
 @given(seed=st.integers(0, 10_000), hour=st.integers(700, N_BARS - 1))
-def test_features_do_not_look_ahead(seed: int, hour: int) -> None:
+def test_a_universe_does_not_look_ahead(seed: int, hour: int) -> None:
     raster = random_raster(N_BARS, LISTINGS, seed=seed, missing_share=0.05)
     cut = START + hour * HOUR
     assert_no_look_ahead(universe, raster, cut=cut)
-    assert_no_look_ahead(features.technical, raster, cut=cut)
 
 
 def test_the_declared_lookback_is_needed() -> None:
@@ -221,9 +147,9 @@ def test_the_declared_lookback_is_needed() -> None:
     start = datetime(2022, 6, 10)
     with pytest.raises(AssertionError):
         assert_chunk_invariant(
-            features.technical,
+            universe,
             raster,
             start=start,
             end=start + DAY,
-            lookback_days=features.TECHNICAL_LOOKBACK_DAYS - 3,
+            lookback_days=features.UNIVERSE_LOOKBACK_DAYS - 3,
         )

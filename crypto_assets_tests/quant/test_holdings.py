@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import holdings
 from crypto_assets.quant.candidates import lookback
 from crypto_assets_tests.quant.decisions import COINS, WINDOW, alpha_of, at, decide, market, universe_of
@@ -201,7 +201,7 @@ def test_slope_and_clustered_error_are_those_of_a_worked_example() -> None:
     assert row["confidence"] == pytest.approx(min(t * t / (1 + t * t), 0.9), rel=1e-12)
     assert (row["n_pairs"], row["status"]) == (4, "ok")
     assert row["week"] == row["known_at"] == WEEK
-    assert sorted(row.index) == sorted(schemas.table_of("holdings/view_fits").column_names)
+    assert sorted(row.index) == sorted(tables.table_of("holdings/view_fits").column_names)
 
 
 def test_too_few_pairs_or_one_decision_are_insufficient_history() -> None:
@@ -284,7 +284,7 @@ def test_a_view_adds_slope_times_risk_times_score_to_equilibrium() -> None:
     expected = candidates["pi_frac"] + 0.05 * candidates["sigma_frac"] * candidates["score_z"]
     assert rows["view_return_frac"].to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-14)
     assert set(rows["confidence"]) == {0.4}
-    assert sorted(rows.columns) == sorted(schemas.table_of("holdings/views").column_names)
+    assert sorted(rows.columns) == sorted(tables.table_of("holdings/views").column_names)
 
 
 def test_only_the_fit_of_the_week_speaks_and_only_if_it_is_ok() -> None:
@@ -305,7 +305,7 @@ def test_the_table_keeps_its_contract() -> None:
     times = [at(99), at(123)]
     candidates = decide(raster, times, alpha=alpha_of(raster))
     rows = hold(candidates, raster, times, views=holdings.views(candidates, fits_of([START])))
-    assert sorted(rows.columns) == sorted(schemas.table_of("holdings/optimal_holdings").column_names)
+    assert sorted(rows.columns) == sorted(tables.table_of("holdings/optimal_holdings").column_names)
     assert rows.equals(rows.sort_values(list(KEY), ignore_index=True))
     assert set(rows["status"]) == {"ok"}
     assert (rows["n_views"] == 6).all()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from crypto_assets.quant.invariants import WHOLE_ROW, Difference, prefix_differences
-from crypto_assets.schemas import TABLES, table_of
+from crypto_assets.tables import TABLES, table_of
 
 CUT = datetime(2022, 5, 9)
 SCORES = table_of("weights/alpha_scores")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import labels
 from crypto_assets_tests.quant.rasters import (
     HOUR,
@@ -25,7 +25,7 @@ from crypto_assets_tests.quant.rasters import (
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 
 FAR = datetime(2030, 1, 1)
-DECIDED = list(schemas.table_of("labels/forward_returns").decided_later)
+DECIDED = list(tables.table_of("labels/forward_returns").decided_later)
 
 
 def label(raster: pd.DataFrame, watermark: datetime = FAR, hours: int = 4, **changes: Any) -> pd.DataFrame:
@@ -65,7 +65,7 @@ def test_labels_refuse_a_bar_without_a_positive_price(price: float) -> None:
 def test_columns_are_those_of_the_contract_also_without_rows() -> None:
     raster = hand_raster(range(10), 10)
     for rows in (raster, raster.iloc[:0]):
-        assert sorted(label(rows).columns) == sorted(schemas.table_of("labels/forward_returns").column_names)
+        assert sorted(label(rows).columns) == sorted(tables.table_of("labels/forward_returns").column_names)
 
 
 def test_a_label_runs_from_open_to_open() -> None:

@@ -25,7 +25,7 @@ from crypto_assets.quant.order_books import (
     mean_price,
     summary,
 )
-from crypto_assets.schemas import TABLES
+from crypto_assets.tables import TABLES
 
 NOON = datetime(2024, 1, 1, 12)
 MINUTE = timedelta(minutes=1)

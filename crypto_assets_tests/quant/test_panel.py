@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crypto_assets.quant.panel import Panel, bars_in, check_week, floor_day, floor_week, known_in
+from crypto_assets.quant.panel import (
+    Panel,
+    bars_in,
+    check_week,
+    floor_day,
+    floor_week,
+    known_in,
+    longest_pause,
+)
 from crypto_assets_tests.quant.rasters import HOUR, START, Listing, random_raster, raster_of
 
 
@@ -135,3 +143,8 @@ def test_a_fit_knows_neither_undecided_nor_late_nor_old_rows() -> None:
         }
     )
     assert known_in(frame, np.datetime64("2022-05-01", "us"), cut).tolist() == [True, False, False, False]
+
+
+def test_a_history_survives_two_days_without_a_bar_and_never_fewer_than_48_bars() -> None:
+    assert longest_pause(timedelta(minutes=5)) == 576
+    assert longest_pause(HOUR) == longest_pause(timedelta(hours=4)) == 48

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import predictions
 from crypto_assets_tests.quant.rasters import HOUR, QUICK, START, assert_same_bits
 
@@ -94,7 +94,7 @@ def test_two_fits_of_a_week_or_one_from_the_future_are_refused() -> None:
 # Features side by side
 
 
-def sets() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def sets() -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     ts = np.datetime64(START, "us") + np.timedelta64(HOUR) * np.arange(3)
     key = pd.DataFrame(
         {"symbol": "A/USDT", "ts": ts, "listing_id": "A/USDT#1", "known_at": ts + np.timedelta64(HOUR)}
@@ -103,7 +103,8 @@ def sets() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     technical = key.assign(
         rsi_14h=[40.0, 50.0, 60.0], known_at=key["known_at"] + pd.to_timedelta([0, 5, 0], unit="min")
     )
-    return price, technical.iloc[:2], key.iloc[1:].assign(return_24h_xs_rank=[0.3, 0.7], n_eligible=[9, 9])
+    cross = key.iloc[1:].assign(return_24h_xs_rank=[0.3, 0.7], n_eligible=[9, 9])
+    return cross, {"price": price, "technical": technical.iloc[:2]}
 
 
 def test_feature_sets_are_joined_on_the_eligible_rows() -> None:
@@ -119,11 +120,12 @@ def test_feature_sets_are_joined_on_the_eligible_rows() -> None:
 
 
 def test_feature_sets_that_repeat_or_clash_are_refused() -> None:
-    price, technical, cross = sets()
+    cross, others = sets()
+    twice = pd.concat([others["technical"], others["technical"]])
     with pytest.raises(ValueError, match="technical has two rows"):
-        predictions.assemble_features(price, pd.concat([technical, technical]), cross)
+        predictions.assemble_features(cross, others | {"technical": twice})
     with pytest.raises(ValueError, match="rsi_14h"):
-        predictions.assemble_features(price.assign(rsi_14h=1.0), technical, cross)
+        predictions.assemble_features(cross, others | {"price": others["price"].assign(rsi_14h=1.0)})
 
 
 # Fit
@@ -131,7 +133,7 @@ def test_feature_sets_that_repeat_or_clash_are_refused() -> None:
 
 def test_a_fit_keeps_its_contract_and_describes_itself() -> None:
     row = fit(*world(0.4))
-    assert sorted(row.columns) == sorted(schemas.table_of("predictions/models").column_names)
+    assert sorted(row.columns) == sorted(tables.table_of("predictions/models").column_names)
     assert len(row) == 1
     one = row.iloc[0]
     assert one["status"] == "ok"
@@ -218,7 +220,7 @@ def test_a_fit_says_why_it_gives_no_model() -> None:
         for row in rows:
             assert row.iloc[0]["status"] == status
             assert row[["model_text", "model_hash", "auc", "calibration_slope"]].isna().all(axis=None)
-            assert sorted(row.columns) == sorted(schemas.table_of("predictions/models").column_names)
+            assert sorted(row.columns) == sorted(tables.table_of("predictions/models").column_names)
             assert str(row["train_from"].dtype) == "datetime64[us]"
             assert predictions.predict(features, row, "sign").empty
 
@@ -322,7 +324,7 @@ def two_weeks() -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_scores_come_from_the_model_of_their_week() -> None:
     fits, features = two_weeks()
     scores = predictions.predict(features, fits, "sign")
-    assert sorted(scores.columns) == sorted(schemas.table_of("predictions/scores").column_names)
+    assert sorted(scores.columns) == sorted(tables.table_of("predictions/scores").column_names)
     assert len(scores) == len(features)
     second = scores["ts"] >= WEEK + timedelta(weeks=1)
     assert scores.loc[~second, "model_hash"].unique().tolist() == [fits["model_hash"][0]]

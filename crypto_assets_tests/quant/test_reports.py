@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import backtest, holdings, reports
 from crypto_assets_tests.quant.decisions import COINS, WINDOW, alpha_of, at, decide, market
 from crypto_assets_tests.quant.rasters import DAY, HOUR, START, Listing, assert_same_bits
@@ -47,7 +47,7 @@ def test_every_strategy_is_reported_on_the_same_whole_days(
     chain: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],
 ) -> None:
     rows = reports.portfolio_backtest(*chain, bar=HOUR, **COSTS)
-    assert sorted(rows.columns) == sorted(schemas.table_of("reports/portfolio_backtest").column_names)
+    assert sorted(rows.columns) == sorted(tables.table_of("reports/portfolio_backtest").column_names)
     assert set(rows["strategy"]) == set(reports.STRATEGIES)
     days = [START + n * DAY for n in range(4, 10)]
     for _, strategy in rows.groupby("strategy"):
@@ -82,7 +82,7 @@ def test_no_holdings_give_an_empty_report(chain: tuple[pd.DataFrame, pd.DataFram
     held, candidates, raster = chain
     rows = reports.portfolio_backtest(held.iloc[:0], candidates, raster, bar=HOUR, **COSTS)
     assert rows.empty
-    assert sorted(rows.columns) == sorted(schemas.table_of("reports/portfolio_backtest").column_names)
+    assert sorted(rows.columns) == sorted(tables.table_of("reports/portfolio_backtest").column_names)
     with pytest.raises(ValueError, match="no days to draw"):
         reports.equity_curve_png(rows)
 

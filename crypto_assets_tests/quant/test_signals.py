@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import kernels, signals
 from crypto_assets_tests.quant.rasters import (
     HOUR,
@@ -43,7 +43,7 @@ def test_columns_of_a_cross_are_those_of_the_contract_also_without_rows() -> Non
     raster = random_raster(30, ["AAA/USDT"])
     for rows in (raster, raster.iloc[:0]):
         result = signals.ema_cross(rows)
-        assert sorted(result.columns) == sorted(schemas.table_of("signals/ema_cross").column_names)
+        assert sorted(result.columns) == sorted(tables.table_of("signals/ema_cross").column_names)
         assert (result["state"].dtype, result["age"].dtype) == (np.int32, np.int64)
     assert set(signals.ema_cross(raster)["rule"]) == {"ema_cross_13_21"}
 
@@ -230,10 +230,10 @@ def test_no_threshold_is_chosen_where_none_earns_its_cost_or_history_is_short() 
 def test_columns_of_thresholds_and_signals_are_those_of_the_contract() -> None:
     scores, labels = scored()
     fitted = fit(scores, labels)
-    assert sorted(fitted.columns) == sorted(schemas.table_of("signals/thresholds").column_names)
+    assert sorted(fitted.columns) == sorted(tables.table_of("signals/thresholds").column_names)
     for rows in (scores, scores.iloc[:0]):
         result = signals.threshold_signals(rows, fitted, "gain")
-        assert sorted(result.columns) == sorted(schemas.table_of("signals/trading_signals").column_names)
+        assert sorted(result.columns) == sorted(tables.table_of("signals/trading_signals").column_names)
 
 
 @QUICK

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crypto_assets import schemas
+from crypto_assets import tables
 from crypto_assets.quant import weights
 from crypto_assets_tests.quant.rasters import QUICK, assert_same_bits
 
@@ -147,7 +147,7 @@ def test_weights_are_never_negative_sum_to_one_and_the_worst_gets_nothing(scores
 
 def test_a_fit_prefers_the_factor_that_told_returns() -> None:
     result = fit(*history())
-    assert sorted(result.columns) == sorted(schemas.table_of("weights/alpha_weights").column_names)
+    assert sorted(result.columns) == sorted(tables.table_of("weights/alpha_weights").column_names)
     by_name = result.set_index("factor")
     assert (by_name["status"] == "ok").all()
     assert by_name["weight"].sum() == pytest.approx(1.0)
@@ -230,7 +230,7 @@ def test_scores_join_weights_by_name_and_week() -> None:
         }
     )
     result = weights.alpha_scores(factors.sample(frac=1, random_state=3), fitted)
-    assert sorted(result.columns) == sorted(schemas.table_of("weights/alpha_scores").column_names)
+    assert sorted(result.columns) == sorted(tables.table_of("weights/alpha_scores").column_names)
     wide = factors.pivot(index="ts", columns="factor", values="value_z")
     scores = result.set_index("ts")["alpha_score"]
     for ts in (wide.index[0], wide.index[100]):

@@ -32,11 +32,11 @@ from crypto_assets.resources.sources import RateBudget, RetryPolicy
 from crypto_assets.resources.warehouse import Lake, PartitionStream
 from crypto_assets.resources.warehouse.io_manager import Publisher, WarehouseResource
 from crypto_assets.resources.warehouse.lake import Piece
-from crypto_assets.schemas import TABLES
 from crypto_assets.settings import Listing
 from crypto_assets.simulation.recorded import RecordedWorld
 from crypto_assets.simulation.recordings import load_recordings
 from crypto_assets.simulation.server import MarketServer
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.recorded import RECORDED
 
 
@@ -154,7 +154,6 @@ class Warehouse:
                     {} if reread else self.resource.covered("raw/klines", *window),
                     window,
                     interval=interval,
-                    watermark=watermark,
                 )
                 for window in windows
             )

@@ -6,110 +6,38 @@ Here: what the models compute, windows, watermarks and errors of the runner. Not
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
+import yaml
 
+from crypto_assets.quant import kernels
 from crypto_assets.resources import dbt
-from crypto_assets.resources.warehouse import Lake, Provenance, conform
-from crypto_assets.schemas import table_of
+from crypto_assets.resources.warehouse import Lake, Provenance
+from crypto_assets.tables import table_of
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
-
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
-D1 = datetime(2024, 1, 1)
-ALL_ROLLUPS = ["rollups/klines", "rollups/raster", "features/price_action"]
-
-Row = dict[str, Any]
-
-
-def bar(symbol: str, ts: datetime, close: float = 10.0, **values: Any) -> Row:
-    """A base bar of one hour; every value can be replaced."""
-    return {
-        "venue": "binance",
-        "symbol": symbol,
-        "kind": "trade",
-        "interval": "1h",
-        "ts": ts,
-        "known_at": ts + HOUR,
-        "open": close,
-        "high": close,
-        "low": close,
-        "close": close,
-        "volume_base": Decimal(1),
-        "volume_quote": Decimal(10),
-        "n_trades": 1,
-        "taker_buy_base": Decimal("0.5"),
-        "taker_buy_quote": Decimal(5),
-        "close_time": ts + HOUR - timedelta(milliseconds=1),
-    } | values
-
-
-def hours(symbol: str, start: datetime, count: int, close: float = 10.0, **values: Any) -> list[Row]:
-    return [bar(symbol, start + number * HOUR, close, **values) for number in range(count)]
-
-
-def cap(coin_id: str, day: datetime, value: float | None) -> Row:
-    return {
-        "coin_id": coin_id,
-        "ts": day,
-        "known_at": day + DAY + timedelta(minutes=45),
-        "price_usd": 1.0,
-        "market_cap_usd": value,
-        "volume_24h_usd": 1.0,
-    }
-
-
-def store(lake: Lake, name: str, rows: Iterable[Row] | pa.Table) -> None:
-    """Write rows to the partitions of their days."""
-    table = table_of(name)
-    arrow = (
-        rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=table.arrow_schema())
-    )
-    days: dict[datetime, list[int]] = {}
-    for number, ts in enumerate(arrow.column("ts").to_pylist()):
-        days.setdefault(datetime(ts.year, ts.month, ts.day), []).append(number)
-    for day, numbers in days.items():
-        key = day.date().isoformat()
-        lake.replace(table, key, arrow.take(pa.array(numbers)), Provenance(name, key), (day, day + DAY))
-
-
-def run(
-    lake: Lake,
-    select: Sequence[str],
-    start: datetime,
-    end: datetime,
-    *,
-    listings: Sequence[Mapping[str, Any]] = ({"symbol": "A/USDT", "listing_id": "A/USDT#1", "coin_id": "a"},),
-    intervals: Sequence[str] = ("1h", "4h", "1d"),
-    watermark: datetime | None = None,
-) -> dict[str, pa.Table]:
-    n_days = (end - start).days
-    marks = {start + number * DAY: watermark or end for number in range(n_days)}
-    controls = {
-        **dbt.interval_controls("binance", "1h", intervals, "1h"),
-        "days": dbt.watermark_control(marks),
-        "listings": dbt.listing_control(listings),
-    }
-    found = dbt.run_dbt(lake, select, start, end, controls)
-    return {name: conform(rows, table_of(name), (start, end)) for name, rows in found.items()}
-
-
-def by_ts(rows: pa.Table, *columns: str, **equal: Any) -> dict[datetime, Any]:
-    chosen = [row for row in rows.to_pylist() if all(row[name] == value for name, value in equal.items())]
-    return {
-        row["ts"]: row[columns[0]] if len(columns) == 1 else tuple(row[name] for name in columns)
-        for row in chosen
-    }
+from crypto_assets_tests.resources.small_lakes import (
+    AGES,
+    ALL_ROLLUPS,
+    D1,
+    DAY,
+    HOUR,
+    Row,
+    bar,
+    by_ts,
+    cap,
+    hours,
+    run,
+    store,
+)
 
 
 @pytest.fixture
@@ -207,18 +135,13 @@ REUSED = (
 )
 
 
-def test_a_reused_ticker_is_two_listings_and_no_window_crosses_them(lake: Lake) -> None:
+def test_a_reused_ticker_is_two_listings_with_a_coin_each(lake: Lake) -> None:
     store(lake, "raw/klines", [*hours("A/USDT", D1, 24, 10.0), *hours("A/USDT", D1 + 31 * HOUR, 17, 0.1)])
     store(lake, "raw/market_caps", [cap("old", D1 - DAY, 5.0), cap("new", D1 - DAY, 7.0)])
     found = run(lake, ALL_ROLLUPS, D1, D1 + 2 * DAY, listings=REUSED)
     lives = by_ts(found["rollups/raster"], "listing_id", "bar_age", "market_cap_usd")
     assert lives[D1 + 30 * HOUR] == ("A/USDT#1", 7, 5.0)
     assert lives[D1 + 31 * HOUR] == ("A/USDT#2", 0, 7.0)
-    returns = by_ts(found["features/price_action"], "return_24h_log")
-    assert returns[D1 + 31 * HOUR] is None
-    ranges = by_ts(found["features/price_action"], "range_24h_frac")
-    assert ranges[D1 + 31 * HOUR] is None
-    assert ranges[D1 + 47 * HOUR] == 0.0
 
 
 def test_a_bar_that_two_listings_share_holds_the_newer_one_only(lake: Lake) -> None:
@@ -300,24 +223,6 @@ def test_turnover_is_base_volume_times_close_where_the_source_lacks_quote_volume
     assert (turnover[D1], turnover[D1 + HOUR], turnover[D1 + 2 * HOUR]) == (10.0, 4.0, None)
 
 
-def test_price_action_counts_hours_by_time(lake: Lake) -> None:
-    rows = [
-        bar("A/USDT", D1 + number * HOUR, 100.0 + number, volume_base=Decimal(1 if number < 168 else 3))
-        for number in range(192)
-    ]
-    del rows[190]
-    store(lake, "raw/klines", rows)
-    found = run(lake, ALL_ROLLUPS, D1, D1 + 8 * DAY)["features/price_action"]
-    last = {row["ts"]: row for row in found.to_pylist()}[D1 + 191 * HOUR]
-    assert last["return_1h_log"] is None
-    assert last["return_4h_log"] == math.log(291 / 287)
-    assert last["return_168h_log"] == math.log(291 / 123)
-    assert last["range_24h_frac"] == (291 - 268) / 291
-    assert last["position_168h_frac"] == 1.0
-    # 23 of 24 bars with volume 3; 144 bars of 1 before them in the week.
-    assert last["volume_ratio_24h"] == 69 / (69 + 144) * 7
-
-
 def random_market(lake: Lake, n_days: int) -> list[dict[str, Any]]:
     """Six symbols with missing bars, missing volumes, a reused ticker, and caps with holes."""
     rng = np.random.default_rng(11)
@@ -360,38 +265,29 @@ def test_day_by_day_equals_the_range_bit_for_bit(lake: Lake, tmp_path: Path) -> 
             inside = pa.array([day <= ts < day + DAY for ts in whole[name].column("ts").to_pylist()])
             assert rows.num_rows and rows.equals(whole[name].filter(inside)), (name, key)
             lake.replace(table_of(name), key, rows, Provenance(name, key), (day, day + DAY))
-    filled = [
-        name
-        for name in whole["features/price_action"].column_names
-        if name.endswith(("_frac", "_log", "24h"))
-    ]
-    price_action = whole["features/price_action"]
-    assert all(price_action.column(name).null_count < price_action.num_rows for name in filled)
 
 
 def test_runs_in_one_process_do_not_see_each_other(lake: Lake) -> None:
-    store(lake, "raw/klines", [*hours("A/USDT", D1, 24, 10.0), *hours("A/USDT", D1 + DAY, 24, 20.0)])
+    late = D1 + DAY + 2 * HOUR
+    store(lake, "raw/klines", [*hours("A/USDT", D1, 24, 10.0), *hours("A/USDT", late, 22, 20.0)])
     first = run(lake, ALL_ROLLUPS, D1, D1 + DAY)
     second = run(lake, ALL_ROLLUPS, D1 + DAY, D1 + 2 * DAY)
     assert set(first["rollups/raster"].column("close").to_pylist()) == {10.0}
-    assert set(second["rollups/raster"].column("close").to_pylist()) == {20.0}
     # Nothing of the first run was stored, so the second knows no bar of the day before.
-    assert second["features/price_action"].column("return_24h_log").null_count == 24
+    assert min(second["rollups/raster"].column("ts").to_pylist()) == late
 
 
 def test_fresh_rows_replace_the_stored_rows_of_the_window_only(lake: Lake) -> None:
     store(lake, "raw/klines", [*hours("A/USDT", D1, 24, 10.0), *hours("A/USDT", D1 + DAY, 24, 10.0)])
-    for name, rows in run(lake, ALL_ROLLUPS[:2], D1, D1 + 2 * DAY).items():
+    for name, rows in run(lake, ALL_ROLLUPS, D1, D1 + 2 * DAY).items():
         store(lake, name, rows)
-    store(lake, "raw/klines", hours("A/USDT", D1 + DAY, 24, 20.0))
-    returns = (
-        run(lake, ALL_ROLLUPS, D1 + DAY, D1 + 2 * DAY)["features/price_action"]
-        .column("return_24h_log")
-        .to_pylist()
-    )
-    assert returns == [math.log(2)] * 24
-    alone = run(lake, ALL_ROLLUPS[2:], D1 + DAY, D1 + 2 * DAY)["features/price_action"]
-    assert alone.column("return_24h_log").to_pylist() == [0.0] * 24
+    store(lake, "raw/klines", hours("A/USDT", D1 + DAY + 2 * HOUR, 22, 20.0))
+    raster = run(lake, ALL_ROLLUPS, D1 + DAY, D1 + 2 * DAY)["rollups/raster"]
+    ages = by_ts(raster, "bar_age", "close")
+    # The bars of the day before are the stored ones.
+    assert [ages[D1 + DAY + number * HOUR] for number in range(3)] == [(1, None), (2, None), (0, 20.0)]
+    alone = run(lake, ALL_ROLLUPS[1:], D1 + DAY, D1 + 2 * DAY)["rollups/raster"]
+    assert alone.column("close").to_pylist() == [10.0] * 24
 
 
 def test_ranks_are_among_eligible_symbols_with_a_value(lake: Lake) -> None:
@@ -443,6 +339,65 @@ def test_ranks_are_among_eligible_symbols_with_a_value(lake: Lake) -> None:
     assert set(found.column("n_eligible").to_pylist()) == {6}
 
 
+def ranks_of(x: np.ndarray) -> np.ndarray:
+    """(rank - 0.5) / n across each row, ties average, in pandas."""
+    rows = pd.DataFrame(x)
+    n = rows.notna().sum(axis=1)
+    return rows.rank(axis=1).sub(0.5).div(n, axis=0).where(n >= kernels.XS_MIN, axis=0).to_numpy()
+
+
+def test_standings_of_a_day_alone_have_the_bits_of_the_range_and_are_those_of_pandas_and_the_kernels(
+    lake: Lake,
+) -> None:
+    draws = np.random.default_rng(3)
+    moments = [D1 + number * HOUR for number in range(72)]
+    names = [f"{letter}/USDT" for letter in "ABCDEFGHIJKLMNOP"]
+    values = np.exp(draws.normal(size=(len(moments), len(names))))
+    values[draws.random(values.shape) < 0.1] = np.nan
+    values[:5] = np.round(values[:5])
+    values[5, 4:] = np.nan
+    values[6] = 0.1
+    eligible = draws.random(values.shape) < 0.8
+    identity = [
+        {"symbol": name, "listing_id": f"{name}#1", "ts": ts, "known_at": ts + HOUR}
+        for ts in moments
+        for name in names
+    ]
+    store(
+        lake,
+        "features/universe",
+        [
+            row | {"eligible": bool(one), "reason": "x"}
+            for row, one in zip(identity, eligible.flat, strict=True)
+        ],
+    )
+    # Rows in another order each time they are stored must not matter.
+    shuffled = draws.permutation(len(identity))
+    rows = [
+        identity[place]
+        | {"return_24h_log": None if np.isnan(values.flat[place]) else float(values.flat[place])}
+        for place in shuffled
+    ]
+    store(lake, "features/price_action", rows)
+    name = "features/cross_section"
+    whole = run(lake, [name], D1, D1 + 3 * DAY)[name]
+    for number in range(3):
+        day = D1 + number * DAY
+        inside = pa.array([day <= ts < day + DAY for ts in whole.column("ts").to_pylist()])
+        assert run(lake, [name], day, day + DAY)[name].equals(whole.filter(inside))
+    among = np.where(eligible, values, np.nan)
+    found = whole.to_pandas().pivot(index="ts", columns="symbol")
+    kept = np.where(eligible, 1.0, np.nan)
+    for column, expected in (
+        ("return_24h_xs_rank", ranks_of(among)),
+        ("return_24h_xs_z", kernels.xs_zscore(among)),
+    ):
+        np.testing.assert_allclose(found[column].to_numpy(), expected * kept, rtol=1e-12, err_msg=column)
+        assert np.isfinite(expected).sum() > 500
+    assert np.isnan(found["return_24h_xs_rank"].to_numpy()[5]).all()
+    assert np.isnan(found["return_24h_xs_z"].to_numpy()[6]).all()
+
+
 def test_an_empty_lake_gives_empty_tables_that_keep_the_contract(lake: Lake) -> None:
     found = run(lake, [*ALL_ROLLUPS, "features/cross_section"], D1, D1 + DAY)
     assert {name: rows.num_rows for name, rows in found.items()} == dict.fromkeys(
@@ -478,12 +433,14 @@ def test_a_broken_model_is_an_error_with_its_name(lake: Lake, tmp_path: Path) ->
     project = tmp_path / "project"
     shutil.copytree(dbt.PROJECT, project, ignore=shutil.ignore_patterns("target", "logs"))
     (project / "models/rollups/klines.sql").write_text(
-        "select no_such_column from {{ source('raw', 'klines') }}"
+        "select no_such_column from {{ source('raw', 'base_klines') }}"
     )
     controls = {
         **dbt.interval_controls("binance", "1h", ["1h"], "1h"),
         "days": dbt.watermark_control({D1: D1 + DAY}),
         "listings": dbt.listing_control([]),
+        "ages": dbt.age_control(AGES),
+        "standings": dbt.standing_control([]),
     }
     with pytest.raises(dbt.DbtError, match=r"(?s)model klines: .*no_such_column"):
         dbt.run_dbt(lake, ["rollups/klines"], D1, D1 + DAY, controls, project, tmp_path / "work")
@@ -491,8 +448,8 @@ def test_a_broken_model_is_an_error_with_its_name(lake: Lake, tmp_path: Path) ->
 
 
 def test_what_does_not_fit_is_refused_before_dbt_starts(lake: Lake) -> None:
-    with pytest.raises(ValueError, match="features/technical is no model"):
-        run(lake, ["features/technical"], D1, D1 + DAY)
+    with pytest.raises(ValueError, match="features/universe is no model"):
+        run(lake, ["features/universe"], D1, D1 + DAY)
     with pytest.raises(ValueError, match="midnight"):
         run(lake, ["rollups/klines"], D1 + HOUR, D1 + DAY + HOUR)
     with pytest.raises(ValueError, match="holds no day"):
@@ -501,6 +458,8 @@ def test_what_does_not_fit_is_refused_before_dbt_starts(lake: Lake) -> None:
         **dbt.interval_controls("binance", "1h", ["1h"], "1h"),
         "days": dbt.watermark_control({D1: D1 + DAY}),
         "listings": dbt.listing_control([]),
+        "ages": dbt.age_control(AGES),
+        "standings": dbt.standing_control([]),
     }
     with pytest.raises(ValueError, match="missing: 2024-01-02"):
         dbt.run_dbt(lake, ["rollups/klines"], D1, D1 + 2 * DAY, controls)
@@ -513,10 +472,22 @@ def test_what_does_not_fit_is_refused_before_dbt_starts(lake: Lake) -> None:
 
 
 def test_the_units_of_the_project_hold(lake: Lake) -> None:
-    assert sorted(dbt.run_unit_tests(lake)) == [
-        "a_return_needs_the_bar_exactly_that_long_before",
-        "ties_share_their_average_rank",
-    ]
+    declared = {
+        unit["name"]
+        for file in (dbt.PROJECT / "models").rglob("*.yml")
+        for unit in yaml.safe_load(file.read_text()).get("unit_tests", ())
+    }
+    assert len(declared) >= 4
+    assert set(dbt.run_unit_tests(lake)) == declared
+
+
+def test_every_column_of_a_roll_up_is_described_by_its_contract() -> None:
+    nodes = json.loads(dbt.manifest_path().read_text())["nodes"].values()
+    models = {f"{node['schema']}/{node['name']}": node for node in nodes if node["resource_type"] == "model"}
+    for name in ("rollups/klines", "rollups/klines_1w", "rollups/raster"):
+        told = {column["name"]: column["description"] for column in models[name]["columns"].values()}
+        assert told == {column.name: column.meaning for column in table_of(name).columns}
+        assert models[name]["description"].startswith("One row per")
 
 
 def test_the_manifest_is_made_once_and_again_after_a_change(tmp_path: Path) -> None:
@@ -524,15 +495,12 @@ def test_the_manifest_is_made_once_and_again_after_a_change(tmp_path: Path) -> N
     shutil.copytree(dbt.PROJECT, project, ignore=shutil.ignore_patterns("target", "logs"))
     first = dbt.manifest_path(project).stat().st_mtime_ns
     assert dbt.manifest_path(project).stat().st_mtime_ns == first
-    (project / "models/features/cross_section.sql").unlink()
-    features = project / "models/features/features.yml"
-    features.write_text(features.read_text().split("  - name: cross_section")[0])
+    for file in ("cross_section.sql", "features.yml"):
+        (project / "models/features" / file).unlink()
     nodes = json.loads(dbt.manifest_path(project).read_text())["nodes"]
-    assert [name.split(".")[-1] for name in sorted(nodes) if name.startswith("model.")] == [
-        "klines",
-        "price_action",
-        "raster",
-    ]
+    models = {name.split(".")[-1] for name in nodes if name.startswith("model.")}
+    assert models == {path.stem for path in (project / "models").rglob("*.sql")}
+    assert "cross_section" not in models
 
 
 def test_manifest_names_match_the_contracts() -> None:
@@ -545,11 +513,13 @@ def test_manifest_names_match_the_contracts() -> None:
         "/".join(translator.get_asset_key(node).path) for node in [*models, *manifest["sources"].values()]
     }
     assert names == {
-        *ALL_ROLLUPS,
-        "features/cross_section",
+        *("/".join(path.with_suffix("").parts[-2:]) for path in (dbt.PROJECT / "models").rglob("*.sql")),
         "raw/klines",
         "raw/coins",
         "raw/market_caps",
+        "raw/funding_rates",
+        "raw/open_interest",
+        "raw/order_book_summary",
         "features/universe",
     }
     assert all(table_of(name) for name in names)

@@ -26,7 +26,7 @@ from crypto_assets.resources.snapshots import Collected
 from crypto_assets.resources.sources import SourceDataInvalid, SourceError, SourceRefused, SourceUnavailable
 from crypto_assets.resources.warehouse import conform
 from crypto_assets.resources.warehouse.lake import Piece, missing_in, union_of
-from crypto_assets.schemas import TABLES
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.resources.stub_exchange import StubExchange
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -74,7 +74,6 @@ class Collector:
             self.covered,
             window,
             interval=interval,
-            watermark=watermark,
             listener=self.told.append,
             **given,
         )
@@ -151,6 +150,16 @@ def test_a_new_market_is_loaded_alone() -> None:
     assert exchange.asked[-1][0] == "ETH/USDT"
 
 
+def test_only_what_is_closed_by_the_time_of_the_source_is_asked_for() -> None:
+    exchange = exchange_of(BTC)
+    now = END - timedelta(minutes=20)
+    source = KlineSource(exchange, now)  # ty: ignore[invalid-argument-type]
+    pieces = list(kline_pieces(source, [Wanted(Collected(BTC))], {}, WINDOW, interval="1h"))
+    assert exchange.asked == [("BTC/USDT", FIRST, END - HOUR)]
+    assert [piece.watermark for piece in pieces] == [FIRST + DAY, FIRST + 2 * DAY, END - HOUR]
+    assert {piece.seen_at for piece in pieces} == {now}
+
+
 def test_nothing_is_asked_for_after_a_market_is_gone() -> None:
     gone_at = FIRST + 30 * HOUR + timedelta(minutes=20)
     collector = Collector(exchange_of(BTC), BTC, gone={"BTC/USDT": gone_at})
@@ -225,7 +234,6 @@ def test_an_outage_keeps_what_came_and_the_rest_is_asked_for_later() -> None:
         {},
         WINDOW,
         interval="1h",
-        watermark=END,
     )
     collector.store(next(pieces))
     exchange.failures["ETH/USDT"] = [failing(SourceUnavailable)]
@@ -264,7 +272,6 @@ def test_what_the_stopped_consumer_has_not_asked_for_is_not_read() -> None:
         {},
         WINDOW,
         interval="1m",
-        watermark=END,
     )
     next(pieces)
     assert len(exchange.asked) == 2

@@ -29,10 +29,10 @@ from crypto_assets.resources.ingest_coins import (
 from crypto_assets.resources.sources import CallAllowance, RateBudget, RetryPolicy, SourceError, SourceRefused
 from crypto_assets.resources.warehouse import conform
 from crypto_assets.resources.warehouse.lake import Piece, missing_in
-from crypto_assets.schemas import TABLES
 from crypto_assets.simulation.recorded import RecordedWorld
 from crypto_assets.simulation.recordings import load_recordings
 from crypto_assets.simulation.synthetic import SyntheticWorld
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 from crypto_assets_tests.resources.coingecko_plans import PlanServer
 from crypto_assets_tests.resources.stub_server import Reply, StubServer, json_of
@@ -435,6 +435,28 @@ def test_answers_are_read_only_as_far_as_the_day_in_hand_needs_them(
         for _ in range(10):
             next(pieces)
         assert len(server.received) == 4
+
+
+def test_every_day_of_candles_is_told_with_how_far_the_load_has_come(
+    candles: Store, connect: Connect, world: SyntheticWorld
+) -> None:
+    window, told = (at("2024-01-25"), at("2024-02-02")), list[Advance]()
+    with PlanServer(world, at("2024-02-01T00:50")) as server:
+        pieces = coin_ohlc_pieces(
+            connect(server.url, "pro"),
+            ["bitcoin", "gone"],
+            ["1d", "1h"],
+            {},
+            window,
+            now=server.now,
+            listener=told.append,
+        )
+        assert candles.keep(pieces) is not None
+    assert [advance.day for advance in told] == candles.partitions
+    last = told[-1]
+    assert (last.asset, last.n_series, last.n_done, last.n_rows) == ("raw/coin_ohlc", 4, 2, len(candles.rows))
+    # The unknown coin's half stays missing.
+    assert last.missing == 2 * last.read == 4 * 7 * DAY
 
 
 def test_days_one_by_one_are_the_same_as_all_at_once(connect: Connect, world: SyntheticWorld) -> None:

@@ -55,9 +55,9 @@ from crypto_assets.resources.warehouse import Catalog, Lake, conform
 from crypto_assets.resources.warehouse.inventory import coverage_table, gaps_table
 from crypto_assets.resources.warehouse.lake import Piece, Provenance, SeriesCoverage
 from crypto_assets.resources.warehouse.lineage import window_of_partition
-from crypto_assets.schemas import TABLES
 from crypto_assets.simulation.server import MarketServer
 from crypto_assets.simulation.synthetic import SyntheticWorld
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.recorded import RECORDED, needs_recorded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -597,6 +597,7 @@ PROCESS = """
     store = BookStore(folder, MINUTE, SUMMARISE, look_back=LOOK_BACK, run_id=mode)
 
     if mode == "until told":
+        before = signal.getsignal(signal.SIGTERM)
         with stopping() as event:
             def wait(seconds):
                 exchange.wait(seconds)
@@ -605,7 +606,7 @@ PROCESS = """
                 sys.stdin.readline()
                 return event.is_set()
             collector(exchange, store, wait, [BTC]).run()
-        print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, flush=True)
+        print(signal.getsignal(signal.SIGTERM) == before, flush=True)
     else:
         count, wanted = 0, int(mode)
         def watch(event, arguments):

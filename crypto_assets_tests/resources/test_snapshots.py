@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from crypto_assets.quant.markets import MarketFilters, choose_markets
 from crypto_assets.resources.exchange import MARKET_SCHEMA, Exchange, Market
 from crypto_assets.resources.snapshots import (
     coin_rows,
@@ -26,8 +27,8 @@ from crypto_assets.resources.sources import SourceRefused
 from crypto_assets.resources.warehouse import conform
 from crypto_assets.resources.warehouse.io_manager import WarehouseResource, to_pandas
 from crypto_assets.resources.warehouse.lake import Provenance
-from crypto_assets.schemas import table_of
 from crypto_assets.settings import Listing, Settings, current_settings
+from crypto_assets.tables import table_of
 from crypto_assets_tests.resources.stub_exchange import StubExchange
 
 NOW = datetime(2024, 1, 2, 13)
@@ -180,11 +181,15 @@ def test_known_markets_cost_no_request() -> None:
 def warehouse_with(folder: Path, **tables: pd.DataFrame) -> WarehouseResource:
     warehouse = WarehouseResource(folder=str(folder))
     for name, rows in tables.items():
-        table = table_of(f"raw/{name}")
-        key = NOW.date().isoformat()
-        window = datetime.fromisoformat(key), datetime.fromisoformat(key) + timedelta(days=1)
-        warehouse.lake.replace(table, key, rows, Provenance(table.name, key), window)
+        store(warehouse, name, rows, NOW)
     return warehouse
+
+
+def store(warehouse: WarehouseResource, name: str, rows: pd.DataFrame, moment: datetime) -> None:
+    table = table_of(f"raw/{name}")
+    start = moment.replace(hour=0)
+    key = start.date().isoformat()
+    warehouse.lake.replace(table, key, rows, Provenance(table.name, key), (start, start + timedelta(days=1)))
 
 
 def settings_with(**universe: Any) -> Settings:
@@ -201,6 +206,21 @@ def test_what_was_chosen_by_size_is_collected_with_what_is_named(tmp_path: Path)
     assert universe_symbols(warehouse, settings) == ("BIG/USDT", "BTC/USDT")
     named_only = settings_with(symbols=("BTC",), top=0, contract_types=())
     assert collected_symbols(warehouse, named_only) == ("BTC/USDT",)
+
+
+def test_what_an_earlier_look_chose_is_collected_though_the_newest_one_lacks_it(tmp_path: Path) -> None:
+    states = shown(listed("A/USDT"), listed("A/USDT:USDT", contract_type="PERPETUAL"))
+    states = states.assign(venue="binance")
+    warehouse = WarehouseResource(folder=str(tmp_path))
+    before: set[str] = set()
+    for moment, types in ((NOW, ("PERPETUAL",)), (NOW + timedelta(days=1), ("CURRENT_QUARTER",))):
+        filters = MarketFilters("USDT", include=("A",), contract_types=types)
+        chosen = choose_markets(states, None, before, filters).markets
+        before |= set(chosen["symbol"])
+        store(warehouse, "universe", universe_rows(chosen, moment), moment)
+    assert chosen["symbol"].tolist() == ["A/USDT"]
+    settings = settings_with(symbols=("A",), top=0, contract_types=("CURRENT_QUARTER",))
+    assert collected_symbols(warehouse, settings) == ("A/USDT", "A/USDT:USDT")
 
 
 def test_the_series_of_a_market_end_where_it_is_gone(tmp_path: Path) -> None:

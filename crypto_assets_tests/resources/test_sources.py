@@ -223,6 +223,21 @@ def test_retry_after_is_waited_out_by_everybody_who_shares_the_budget(tmp_path: 
     assert time.now_s == pytest.approx(start_s + 22)
 
 
+def test_an_order_holds_from_its_head_on_before_its_body_has_come(tmp_path: Path) -> None:
+    time = FakeTime()
+    caller = SourceCaller(budget_of(tmp_path, time), RetryPolicy(attempts=1, sleep=time.sleep), _meaning)
+    another = RateBudget(tmp_path, "stub", 100, now=time.now, sleep=refuse_to_sleep)
+
+    def send() -> object:
+        caller.wire.arrived(503, {"Retry-After": "9"})
+        with pytest.raises(WouldWait, match=r"^9\.0$"):
+            another.spend(ASKED)
+        raise requests.ConnectionError("the body broke off")
+
+    with pytest.raises(SourceUnavailable, match="503"):
+        caller.call(ASKED, send, lambda payload: payload)
+
+
 def test_retry_after_may_be_a_date_by_the_clock_of_the_source(tmp_path: Path) -> None:
     time = FakeTime()
     headers = {"Date": "Sat, 15 May 2021 15:34:28 GMT", "Retry-After": "Sat, 15 May 2021 15:34:58 GMT"}

@@ -58,6 +58,15 @@ def test_so_many_requests_may_have_been_on_their_way() -> None:
     assert [len(log.violations(n)) for n in range(4)] == [3, 2, 1, 0]
 
 
+def test_as_many_again_may_have_begun_before_the_order_was_heard_but_no_later() -> None:
+    log = RequestLog(FakeSeconds(0.0))
+    answered(log, "/api/v3/time", 418, 5)
+    for _ in range(5):
+        answered(log, "/api/v3/time")
+    assert [len(log.violations(n, hearing_s=60.0)) for n in range(4)] == [5, 3, 1, 0]
+    assert [len(log.violations(n, hearing_s=0.0)) for n in range(4)] == [5, 4, 3, 2]
+
+
 def test_an_answer_that_never_left_and_one_without_a_time_order_nothing() -> None:
     log = RequestLog(FakeSeconds(0.0))
     answered(log, "/api/v3/time", 429)

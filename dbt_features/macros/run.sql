@@ -7,10 +7,29 @@
 
 {% macro window_end() %}{% if execute %}timestamp '{{ env_var('CRYPTO_ASSETS_DBT_END') }}'{% endif %}{% endmacro %}
 
-{#- Rows of the window; `column` is a time column. A literal lets DuckDB skip the files of other days. -#}
-{% macro in_window(column, hours_before=0) -%}
-    ({{ column }} >= {{ window_start() }} - interval {{ hours_before }} hours and {{ column }} < {{ window_end() }})
+{#- Rows of the window and, where told, of some time `before` it (SQL); `column` is a time column. A literal lets DuckDB
+    skip the files of other days. -#}
+{% macro in_window(column, before=none) -%}
+    ({{ column }} >= {{ window_start() }}{% if before %} - {{ before }}{% endif %} and {{ column }} < {{ window_end() }})
 {%- endmacro %}
+
+{#- Bounds of the part that is being made; DuckDB puts the values in before it plans, so they skip files as well. -#}
+{% macro part_start() %}getvariable('part_start'){% endmacro %}
+
+{% macro part_end() %}getvariable('part_end'){% endmacro %}
+
+{#- Rows of the part that is being made, for models with days_per_part. -#}
+{% macro in_part(column) -%}
+    ({{ column }} >= {{ part_start() }} and {{ column }} < {{ part_end() }})
+{%- endmacro %}
+
+{#- How long what was known of a source is carried, as SQL. -#}
+{% macro max_age(source) %}
+    {%- if execute -%}
+        {%- set found = run_query("select microseconds from control.ages where source = '" ~ source ~ "'") -%}
+        to_microseconds({{ found.rows[0][0] | int }})
+    {%- endif -%}
+{% endmacro %}
 
 {#- Views over the lake (database `lake`), control tables, and every model as the lake holds it. -#}
 {% macro prepare_run() %}

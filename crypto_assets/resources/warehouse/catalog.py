@@ -19,7 +19,8 @@ import duckdb
 
 from crypto_assets.resources.warehouse.files import WarehouseError, unwritable
 from crypto_assets.resources.warehouse.lake import Lake, memory_connection
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 
 CATALOGUE = "warehouse.duckdb"
 

@@ -18,7 +18,8 @@ from crypto_assets.intervals import DAY_MS, interval_ms, to_ms
 from crypto_assets.partitions import floor_of, start_of
 from crypto_assets.resources.ingest_coins import PUBLICATION_LAG
 from crypto_assets.resources.warehouse.lake import Lake, memory_connection
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 
 _DAY_US = 1000 * DAY_MS
 

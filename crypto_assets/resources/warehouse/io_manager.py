@@ -23,7 +23,8 @@ from crypto_assets.resources.warehouse.conform import to_arrow
 from crypto_assets.resources.warehouse.files import WarehouseError
 from crypto_assets.resources.warehouse.lake import Lake, PartitionStream, Piece, Provenance, hash_of
 from crypto_assets.resources.warehouse.lineage import Lineage, reads_of, version_of, window_of_partition
-from crypto_assets.schemas import Table, table_of
+from crypto_assets.schemas import Table
+from crypto_assets.tables import table_of
 
 
 class WarehouseResource(dg.ConfigurableResource):
@@ -113,8 +114,9 @@ class WarehouseResource(dg.ConfigurableResource):
 class WarehouseIOManager(DuckDBPandasIOManager):
     """Dagster's DuckDB I/O manager with the lake below it; ``database`` is the path of the catalogue.
 
-    Same configuration and asset metadata as its base (``partition_expr``, ``columns``, schema from the key prefix);
-    rows enter by contract, partitions are replaced or merged atomically, and readers never take a lock.
+    Same configuration and asset metadata as its base (``partition_expr``, ``columns``, schema from the key prefix); an
+    input may also say ``where``, an SQL condition. Rows enter by contract, partitions are replaced or merged atomically,
+    and readers never take a lock.
     """
 
     def create_io_manager(self, context: dg.InitResourceContext) -> dg.IOManager:  # ty: ignore[incompatible-method-override]
@@ -135,8 +137,17 @@ class Publisher:
         self.lake = Lake(folder)
         self._lineage = Lineage(self.lake)
 
+    def now(self) -> Lineage:
+        """What is stored at this moment, of each file as it is when it is first looked at."""
+        return self._lineage.again()
+
     def publish(
-        self, spec: dg.AssetSpec, obj: Any, run_id: str, window: tuple[datetime, datetime] | None
+        self,
+        spec: dg.AssetSpec,
+        obj: Any,
+        run_id: str,
+        window: tuple[datetime, datetime] | None,
+        seen: Lineage | None = None,
     ) -> list[Provenance]:
         """Store a frame or a ``PartitionStream`` of one asset, partition by partition.
 
@@ -148,6 +159,9 @@ class Publisher:
             pandas, Polars or Arrow rows of the whole window, or a ``PartitionStream``.
         window
             Naive UTC window of the run; None for an unpartitioned table.
+        seen
+            What was looked at before the rows were made, so that what another run stores meanwhile does not count as read;
+            None: what is stored now.
 
         Raises
         ------
@@ -157,7 +171,7 @@ class Publisher:
             If the lake cannot be written.
         """
         table = table_of("/".join(spec.key.path))
-        reads, lineage = reads_of(spec), self._lineage.again()
+        reads, lineage = reads_of(spec), seen or self.now()
         catalog = Catalog(self.lake)
         catalog.require_ours()
         pieces = obj.pieces if isinstance(obj, PartitionStream) else _pieces(table, obj, window)
@@ -218,22 +232,28 @@ def report(context: Any, key: dg.AssetKey, stored: list[Provenance]) -> dict[str
 class _PartitionIO(dg.IOManager):
     def __init__(self, folder: Path) -> None:
         self.publisher = Publisher(folder)
+        # Step -> what its inputs were when they were read.
+        self._seen: dict[str, Lineage] = {}
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         window = None
         if context.has_asset_partitions:
             asked = context.asset_partitions_time_window
             window = naive(asked.start), naive(asked.end)
-        stored = self.publisher.publish(context.asset_spec, obj, context.run_id, window)
+        seen = self._seen.get(context.step_key)
+        stored = self.publisher.publish(context.asset_spec, obj, context.run_id, window, seen)
         context.add_output_metadata(report(context.step_context, context.asset_key, stored))
 
     def load_input(self, context: dg.InputContext) -> Any:
         table = table_of("/".join(context.asset_key.path))
-        columns = (context.definition_metadata or {}).get("columns")
+        chosen = context.definition_metadata or {}
         keys = None
         if table.clock != "none" and context.has_asset_partitions:
             keys = list(context.asset_partition_keys)
-        rows = self.publisher.lake.read(table, keys, columns)
+        seen = self._seen.setdefault(context.step_context.step.key, self.publisher.now())
+        for key in keys or ():
+            seen.provenance(table, key)
+        rows = self.publisher.lake.read(table, keys, chosen.get("columns"), chosen.get("where"))
         return rows if context.dagster_type.typing_type is pa.Table else to_pandas(rows)
 
 

@@ -35,7 +35,8 @@ from crypto_assets.resources.warehouse.files import (
 )
 from crypto_assets.resources.warehouse.layout import Layout, day_of
 from crypto_assets.resources.warehouse.ledger import Ledger, revisions_between
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 
 _METADATA_KEY = b"crypto_assets"
 #: In the file of a compacted day: key of each hour -> its first row group and how many it has. What an hour says of

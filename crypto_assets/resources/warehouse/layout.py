@@ -15,7 +15,7 @@ from pathlib import Path
 from crypto_assets.schemas import Table
 
 FILE = "part-0.parquet"
-_DATE, _HOUR = "date=", "hour="
+_DATE, _HOUR, _VERSION = "date=", "hour=", "version="
 
 
 class Layout:
@@ -31,8 +31,9 @@ class Layout:
         self.root = root
 
     def directory(self, table: Table) -> Path:
-        """The folder of a table."""
-        return self.root / table.stage / table.table
+        """The folder of a table, of a declared one the folder of its version."""
+        folder = self.root / table.stage / table.table
+        return folder / f"{_VERSION}{table.version}" if table.version else folder
 
     def path(self, table: Table, partition: str | None) -> Path:
         """The file that holds a partition or would hold it; None for a table without partitions."""

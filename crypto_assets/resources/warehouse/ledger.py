@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from crypto_assets.resources.warehouse.conform import conform
 from crypto_assets.resources.warehouse.files import locked, write_durably
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 
 REVISIONS = TABLES["quality/revisions"]
 ANOMALIES = TABLES["quality/anomalies"]

@@ -18,7 +18,8 @@ import dagster as dg
 from crypto_assets.partitions import DAY, WEEK, floor_of, keys_of, length_of, monday_of, start_of
 from crypto_assets.resources.warehouse.conform import content_hash
 from crypto_assets.resources.warehouse.lake import Lake, Provenance, hash_of
-from crypto_assets.schemas import TABLES, Table, table_of
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES, table_of
 
 #: The source that says how far a day has come.
 CLOCKWORK = table_of("raw/klines")
@@ -57,6 +58,10 @@ def version_of(stored: Provenance) -> str:
     if stored.watermark is None:
         return stored.content_hash
     return hash_of({"rows": stored.content_hash, "watermark": stored.watermark.isoformat()})
+
+
+#: Clocks of which a day has one partition of its own.
+_PERIODS = ("daily", "weekly")
 
 
 def window_of_partition(table: Table, partition: str) -> tuple[datetime, datetime] | None:
@@ -194,13 +199,30 @@ class Lineage:
         found = keys_of(read.upstream.clock, floor_of(read.upstream.clock, start), end)
         return [key for key, day, _ in found if read.last <= 0 or self.is_whole(day)]
 
-    def readers_of(self, source: Table) -> list[str]:
-        """The daily tables that read a source directly."""
+    def made_of_bars(self) -> list[str]:
+        """The daily tables that read the exchange's bars and nothing else: whatever changes them is a new bar."""
         return [
             name
             for name, reads in self.reads.items()
-            if table_of(name).clock == "daily" and any(read.upstream is source for read in reads)
+            if table_of(name).clock == "daily" and {read.upstream for read in reads} == {CLOCKWORK}
         ]
+
+    def parents_due(self, name: str, partition: str) -> list[tuple[str, str]]:
+        """What a daily table reads of its own day or week that is itself to be made: table and partition."""
+        window = window_of_partition(table_of(name), partition)
+        found = []
+        for read in self.reads[name]:
+            above = read.upstream
+            if (
+                window
+                and above.name in self.reads
+                and read.first <= 0 <= read.last
+                and above.clock in _PERIODS
+            ):
+                ((own, _, _),) = keys_of(above.clock, floor_of(above.clock, window[0]), window[1])
+                if self.change(above.name, own) is not None:
+                    found.append((above.name, own))
+        return found
 
     def inputs(self, table: Table, partition: str, reads: Iterable[Read]) -> dict[str, str]:
         """Name of each upstream table -> one hash over the versions of the partitions that are read and stored."""
@@ -209,29 +231,38 @@ class Lineage:
             versions = {
                 key: version
                 for key in self.keys(table, read, partition)
-                if (version := self._version(table, partition, read.upstream, key))
+                if (version := self._version(table, partition, read, key))
             }
             found[read.upstream.name] = hash_of(versions)
         return found
 
-    def _version(self, table: Table, partition: str, upstream: Table, key: str) -> str | None:
-        stored = self.provenance(upstream, key)
+    def _version(self, table: Table, partition: str, read: Read, key: str) -> str | None:
+        stored = self.provenance(read.upstream, key)
         if stored is None:
             return None
-        if table.clock == "weekly" and upstream.clock == "daily":
-            return self._version_known_by(start_of(table.clock, partition), upstream, key, stored)
+        if table.clock == "weekly" and read.upstream.clock == "daily" and read.last < 0:
+            return self._version_known_by(start_of(table.clock, partition), read.upstream, key, stored)
+        is_source = table.stage != "raw" == read.upstream.stage and read.upstream is not CLOCKWORK
+        if table.clock == "daily" and is_source and "known_at" in read.upstream.column_names:
+            bars = self.provenance(CLOCKWORK, partition)
+            day = start_of(table.clock, partition)
+            if bars is None or bars.watermark is None or bars.watermark < day + DAY:
+                # Of the running day no row is known after its bars: what was seen since then changes none.
+                seen = day if bars is None or bars.watermark is None else bars.watermark
+                return self._version_known_by(seen, read.upstream, key, stored)
         return version_of(stored)
 
     def _version_known_by(self, cut: datetime, upstream: Table, key: str, stored: Provenance) -> str:
         # A fit drops rows that were not known at its cut, so a label that is decided later changes nothing for it.
         latest, all_known = self._latest_known(upstream, key)
         if all_known and latest <= cut:
-            return version_of(stored)
+            return stored.content_hash
         bound = min(cut, latest)
         at = (upstream.name, key, stored.content_hash, bound)
         if at not in self._known:
             rows = self.lake.read(upstream, [key], where=f"known_at <= timestamp '{bound}'")
-            self._known[at] = content_hash(rows)
+            # Without a row it is as if it were not stored.
+            self._known[at] = content_hash(rows) if rows.num_rows else ""
         return self._known[at]
 
     def _latest_known(self, upstream: Table, key: str) -> tuple[datetime, bool]:
@@ -273,7 +304,9 @@ class Lineage:
         return hash_of(now | {"made by": str(by)})
 
     def is_ready(self, name: str, partition: str, expected: Mapping[str, set[str]] | None = None) -> bool:
-        """Whether all that a partition reads of its own period is stored, and for a fit the week before is whole.
+        """Whether all that a partition reads of its own period is stored.
+
+        A fit needs the week before to be whole, and a bar of a week that week, or it would be made anew every hour.
 
         Parameters
         ----------
@@ -282,11 +315,16 @@ class Lineage:
         """
         table = table_of(name)
         if table.clock == "weekly":
-            return self.week_before_is_whole(name, start_of(table.clock, partition))
+            start = start_of(table.clock, partition)
+            return self.week_before_is_whole(name, start + WEEK if self._sums_up_its_week(name) else start)
         return all(
             self._has_own_period(table, read, partition, (expected or {}).get(read.upstream.name, set()))
             for read in self.reads[name]
         )
+
+    def _sums_up_its_week(self, name: str) -> bool:
+        # A fit reads the days before its week; a longer bar those of its own.
+        return any(read.upstream.clock == "daily" and read.last == 0 for read in self.reads[name])
 
     def _has_own_period(self, table: Table, read: Read, partition: str, expected: set[str]) -> bool:
         if table.clock == "none" or read.upstream.clock == "none":
@@ -307,7 +345,7 @@ class Lineage:
         )
 
     def week_before_is_whole(self, name: str, cut: datetime) -> bool:
-        """Whether a fit may be made: nothing of the week before its cut is still to come or to be made anew.
+        """Whether a fit, or a bar of that week, may be made: nothing of the week is still to come or to be made anew.
 
         Where nothing was collected before the cut there is nothing to wait for.
         """

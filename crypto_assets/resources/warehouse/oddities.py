@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from crypto_assets.intervals import interval_delta
 from crypto_assets.resources.warehouse.lake import Lake, memory_connection
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 
 #: Pairs of sources and how far the day's median may lie from 1, in basis points. A perpetual contract is held near spot
 #: by funding; CoinGecko averages all venues, and its day ends minutes apart from the bar that it is compared with.

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from crypto_assets.resources.warehouse.lake import Lake, Piece, Provenance, SeriesCoverage
-from crypto_assets.schemas import TABLES
+from crypto_assets.tables import TABLES
 
 KLINES = TABLES["raw/klines"]
 SCORES = TABLES["weights/alpha_scores"]

@@ -14,7 +14,7 @@ import pytest
 
 from crypto_assets.resources.warehouse import Catalog, Lake, WarehouseError
 from crypto_assets.resources.warehouse.catalog import CATALOGUE
-from crypto_assets.schemas import TABLES
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.resources.warehouse.rows import BACKTEST, DAY, SCORES, provenance, scores
 
 # A session in another process: runs each line it is told and answers with the repr of the rows, or the error.

@@ -24,7 +24,8 @@ from crypto_assets.resources.warehouse.inventory import manifest_table
 from crypto_assets.resources.warehouse.io_manager import Publisher, WarehouseResource
 from crypto_assets.resources.warehouse.lake import PartitionStream, Piece, memory_connection
 from crypto_assets.resources.warehouse.lineage import Lineage, Read
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.resources.warehouse.rows import (
     BOOKS,
     KLINES,

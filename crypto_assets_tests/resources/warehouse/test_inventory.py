@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from crypto_assets.resources.warehouse import Lake, Provenance, SeriesCoverage
 from crypto_assets.resources.warehouse.inventory import coverage_table, gaps_table
 from crypto_assets.resources.warehouse.lake import Piece, union_of
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.resources.warehouse.rows import KLINES, MIDNIGHT, books, look_series, merge_books
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

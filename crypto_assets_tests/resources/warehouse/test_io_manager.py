@@ -1,16 +1,25 @@
-"""A fit waits for the day that ends at its cut, unless nothing was collected before."""
+"""A fit waits for the day that ends at its cut, unless nothing was collected before; what was read is what counts."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
 import pytest
 
+from crypto_assets.assets import features
+from crypto_assets.partitions import DAILY
+from crypto_assets.quant import features as quant_features
 from crypto_assets.resources.warehouse.files import WarehouseError
-from crypto_assets.resources.warehouse.io_manager import WarehouseResource
+from crypto_assets.resources.warehouse.io_manager import WarehouseIOManager, WarehouseResource
 from crypto_assets.resources.warehouse.lake import Lake, Provenance
-from crypto_assets.schemas import table_of
+from crypto_assets.resources.warehouse.lineage import Lineage, reads_of
+from crypto_assets.settings import current_settings
+from crypto_assets.tables import table_of
 
 CUT = datetime(2024, 1, 22)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -56,3 +65,54 @@ def test_every_week_of_a_range_is_looked_at(warehouse: WarehouseResource) -> Non
     read_until(warehouse, CUT - DAY, CUT)
     with pytest.raises(WarehouseError, match="week of 2024-01-29"):
         warehouse.require_whole([CUT, CUT + 7 * DAY])
+
+
+def test_what_is_stored_while_an_asset_is_computed_does_not_count_as_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, day = Lake(tmp_path), CUT.date().isoformat()
+    raster, universe = table_of("rollups/raster"), table_of("features/universe")
+
+    def store(close: float) -> None:
+        row = {
+            "symbol": "A/USDT",
+            "ts": CUT,
+            "known_at": CUT + HOUR,
+            "listing_id": "A/USDT#1",
+            "close": close,
+        }
+        values = row | {"has_bar": True, "bar_age": 0, "turnover_quote": close}
+        rows = pa.Table.from_pylist([values], schema=raster.arrow_schema())
+        lake.replace(raster, day, rows, Provenance(raster.name, day), (CUT, CUT + DAY))
+
+    def make() -> list[str]:
+        result = dg.materialize(
+            [features.universe, dg.AssetSpec(["rollups", "raster"], partitions_def=DAILY)],
+            selection=[features.universe],
+            resources={
+                "settings": current_settings(),
+                "io_manager": WarehouseIOManager(database=str(tmp_path / "warehouse.duckdb")),
+            },
+            partition_key=day,
+            instance=dg.DagsterInstance.ephemeral(),
+        )
+        assert result.success
+        ((_, changed),) = Lineage(lake, {universe.name: reads}, {universe.name: None}).changed(
+            [universe.name]
+        )
+        return changed
+
+    (spec,) = features.universe.specs
+    reads = reads_of(spec)
+    read_until(WarehouseResource(folder=str(tmp_path)), CUT, CUT + DAY)
+    store(1.0)
+    honest = quant_features.universe
+
+    def overtaken(*given: Any, **options: Any) -> pd.DataFrame:
+        store(2.0)
+        return honest(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(quant_features, "universe", overtaken)
+        assert make() == [day]
+    assert make() == []

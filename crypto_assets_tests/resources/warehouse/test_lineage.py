@@ -8,7 +8,8 @@ import pytest
 
 from crypto_assets.resources.warehouse.lake import Lake, Piece, Provenance
 from crypto_assets.resources.warehouse.lineage import CLOCKWORK, Lineage, Read
-from crypto_assets.schemas import TABLES, Table
+from crypto_assets.schemas import Table
+from crypto_assets.tables import TABLES
 from crypto_assets_tests.resources.warehouse.rows import klines
 
 MONDAY = datetime(2024, 1, 8)

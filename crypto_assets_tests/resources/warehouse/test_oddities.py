@@ -12,7 +12,7 @@ import pytest
 
 from crypto_assets.resources.warehouse.lake import Lake, Provenance
 from crypto_assets.resources.warehouse.oddities import OddityLimits, candle_oddities, reconciliation_table
-from crypto_assets.schemas import TABLES
+from crypto_assets.tables import TABLES
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 START = datetime(2024, 1, 1)
