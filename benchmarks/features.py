@@ -25,9 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Started by its path, it finds its own folder only.
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import CONSOLE, Wrong, machine, parser_of, sections_of, write  # noqa: E402
 from benchmarks.contest import Found, Report, Work, report_of  # noqa: E402
 from benchmarks.gates import WrongRows, ratio_of  # noqa: E402
-from benchmarks.ingest import CONSOLE, Wrong, machine  # noqa: E402
 from crypto_assets.quant.feature_sets import BAR_COLUMNS, FeatureSet  # noqa: E402
 from crypto_assets.quant.generators import entry_of  # noqa: E402
 from crypto_assets.quant.generators.declared import Grid  # noqa: E402
@@ -531,11 +531,7 @@ def _written(standing: Standing, worst: float) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; 1 if a gate failed, whatever the speed."""
     sections = list(contests_of(quick=True))
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it works")
-    parser.add_argument("--only", default=",".join(sections), help=f"some of {','.join(sections)}")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (3)")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
+    parser = parser_of(__doc__, sections, 3)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.contender:
@@ -543,13 +539,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = carry_out(Job(**told))
         print(json.dumps(asdict(report)))
         return 0
-    asked = [name.strip() for name in chosen.only.split(",")]
-    if unknown := sorted(set(asked) - set(sections)):
-        parser.error(f"unknown: {', '.join(unknown)}; --only takes {', '.join(sections)}")
-    if chosen.rounds < 1:
-        parser.error("--rounds must be 1 or more")
-    here = machine()
-    CONSOLE.print(", ".join(f"{name} {value}" for name, value in here.items()), style="dim")
+    asked, here = sections_of(parser, chosen, sections), machine()
     contests = contests_of(chosen.quick)
     try:
         for section in asked:
@@ -559,9 +549,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     standing, worst = compete(contest, chosen.rounds, Path(folder))
                 show(standing, worst)
                 result["contests"].append(_written(standing, worst))
-            chosen.results.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(result, indent=2)
-            (chosen.results / f"{section}.json").write_text(f"{text}\n", encoding="utf-8")
+            write(chosen.results, section, result)
     except Wrong as error:
         CONSOLE.print(f"gate failed: {error}", style="bold red")
         return 1

@@ -6,10 +6,7 @@ the judgement. Kept small in memory: a process begins with the peak of the one t
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -18,17 +15,16 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 # Started by its path, it finds its own folder only.
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import CONSOLE, Wrong, machine, parser_of, sections_of, write  # noqa: E402
 from benchmarks.contest import START_MS, Found, Report, Task, report_of  # noqa: E402
 from benchmarks.gates import Ratio, WrongRows, check_rows, check_sums, ratio_of, speed  # noqa: E402
 
@@ -39,9 +35,6 @@ DAY_MS = 86_400_000
 SECTIONS = ("rest", "archive", "memory")
 #: The most that a year of one-minute candles of twenty symbols may take.
 MEMORY_AIM_BYTES = 1 << 30
-
-# Wide enough for the tables where nobody says how wide it is.
-CONSOLE = Console(width=None if sys.stdout.isatty() else 110)
 
 
 @dataclass(frozen=True)
@@ -171,10 +164,6 @@ class Standing:
     entrant: Entrant
     reports: list[Report] = field(default_factory=list)
     out: str = ""
-
-
-class Wrong(Exception):
-    """Ours failed a gate, or could not be run: the benchmark has failed."""
 
 
 def compare(
@@ -339,25 +328,6 @@ def show_memory(measured: Mapping[str, Any]) -> None:
     )
 
 
-def machine() -> dict[str, Any]:
-    """What the results were measured on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        model = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
-        )
-    return {
-        "cpu": model,
-        "n_cpus": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 def _written(standings: Sequence[Standing]) -> list[dict[str, Any]]:
     ours = standings[0]
     entries = []
@@ -376,20 +346,11 @@ def _written(standings: Sequence[Standing]) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; 1 if a gate failed, whatever the speed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it works")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="some of rest,archive,memory")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (5)")
+    parser = parser_of(__doc__, SECTIONS, 5)
     parser.add_argument("--no-peers", action="store_true", help="only what this environment has")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
     chosen = parser.parse_args(arguments)
-    sections = [name.strip() for name in chosen.only.split(",")]
-    if unknown := sorted(set(sections) - set(SECTIONS)):
-        parser.error(f"unknown: {', '.join(unknown)}; --only takes {', '.join(SECTIONS)}")
-    if chosen.rounds < 1:
-        parser.error("--rounds must be 1 or more")
+    sections = sections_of(parser, chosen, SECTIONS)
     sizes, here = QUICK if chosen.quick else FULL, machine()
-    CONSOLE.print(", ".join(f"{name} {value}" for name, value in here.items()), style="dim")
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crypto-assets-bench-")))
         peers = Peers(missing="left out (--no-peers)")
@@ -415,9 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     result.setdefault("contests", []).append(
                         {"title": contest.title, "contenders": _written(standings)}
                     )
-                chosen.results.mkdir(parents=True, exist_ok=True)
-                text = json.dumps(result, indent=2)
-                (chosen.results / f"{section}.json").write_text(f"{text}\n", encoding="utf-8")
+                write(chosen.results, section, result)
         except Wrong as error:
             CONSOLE.print(f"gate failed: {error}", style="bold red")
             return 1

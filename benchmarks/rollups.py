@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Started by its path, it finds its own folder only.
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.command import CONSOLE, Wrong, machine, parser_of, sections_of, write  # noqa: E402
 from benchmarks.contest import Found, Report, Work, report_of  # noqa: E402
 from benchmarks.gates import WrongRows, check_rows, ratio_of, speed  # noqa: E402
-from benchmarks.ingest import CONSOLE, Wrong, machine  # noqa: E402
 from crypto_assets.intervals import interval_delta, interval_ms  # noqa: E402
 from crypto_assets.resources import dbt  # noqa: E402
 from crypto_assets.resources.warehouse import Lake, Provenance  # noqa: E402
@@ -448,11 +448,7 @@ def _verdict(met: bool) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; 1 if a gate failed, whatever the speed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it works")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="some of rollups,refresh")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (3)")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON file")
+    parser = parser_of(__doc__, SECTIONS, 3)
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.contender:
@@ -460,13 +456,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured = contend(chosen.contender, Task(**json.load(sys.stdin)))
         print(json.dumps(asdict(measured)), flush=True)
         return 0
-    sections = [name.strip() for name in chosen.only.split(",")]
-    if unknown := sorted(set(sections) - set(SECTIONS)):
-        parser.error(f"unknown: {', '.join(unknown)}; --only takes {', '.join(SECTIONS)}")
-    if chosen.rounds < 1:
-        parser.error("--rounds must be 1 or more")
+    sections = sections_of(parser, chosen, SECTIONS)
     sizes, here = QUICK if chosen.quick else FULL, machine()
-    CONSOLE.print(", ".join(f"{name} {value}" for name, value in here.items()), style="dim")
     result: dict[str, Any] = {"machine": here, "quick": chosen.quick}
     with tempfile.TemporaryDirectory(prefix="crypto-assets-bench-") as scratch:
         folder = Path(scratch)
@@ -479,8 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Wrong as error:
             CONSOLE.print(f"gate failed: {error}", style="bold red")
             return 1
-    chosen.results.mkdir(parents=True, exist_ok=True)
-    (chosen.results / "rollups.json").write_text(f"{json.dumps(result, indent=2)}\n", encoding="utf-8")
+    write(chosen.results, "rollups", result)
     return 0
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.ingest import Wrong
+from benchmarks.command import Wrong
 from benchmarks.rollups import CONTENDERS, INTERVALS, Sizes, Task, contend, found_in, judge, make_minutes
 
 SIZES = Sizes(n_symbols=3, n_days=2)
