@@ -334,17 +334,12 @@ def _bound_rules(table: Table, settings: Settings) -> tuple[Rule, ...]:
 def _feature_rules(chosen: FeatureSet) -> tuple[Rule, ...]:
     rules = []
     for feature in chosen.features:
-        low, high = feature.bounds
-        sides = (
-            f"at least {low:g}" if low is not None else "",
-            f"at most {high:g}" if high is not None else "",
-        )
-        told = [
-            *((f"{quoted(feature.name)} >= {low!r}",) if low is not None else ()),
-            *((f"{quoted(feature.name)} <= {high!r}",) if high is not None else ()),
-        ]
-        if told:
-            rules.append(Rule(f"{feature.name} is {' and '.join(filter(None, sides))}", " and ".join(told)))
+        words = zip(("at least", "at most"), (">=", "<="), feature.bounds, strict=True)
+        sides = [(word, sign, bound) for word, sign, bound in words if bound is not None]
+        if sides:
+            told = " and ".join(f"{word} {bound:g}" for word, _, bound in sides)
+            holds = " and ".join(f"{quoted(feature.name)} {sign} {bound!r}" for _, sign, bound in sides)
+            rules.append(Rule(f"{feature.name} is {told}", holds))
     return tuple(rules)
 
 

@@ -68,8 +68,6 @@ def compute(entry: Entry, future: Future) -> Decided:
         horizon = future.horizon(future.bars(window), present)
         stop = np.minimum(horizon.end, len(present) - 1) + 1
         area = compiled.area_between(after, now, row + 1, stop, column)
-        columns.append(future.spread(np.where(horizon.holds, area, np.nan)))
+        columns.append(np.where(horizon.holds, area, np.nan))
         places.append(np.where(np.isnan(now), row, horizon.place))
-    names = (label.name for label in labels(entry, future.terms))
-    known_at = future.decided(np.maximum.reduce(places))
-    return Decided(dict(zip(names, columns, strict=True)), known_at)
+    return future.decided(labels(entry, future.terms), columns, places)

@@ -110,9 +110,9 @@ class Decided:
     Attributes
     ----------
     columns
-        Label name -> (n_times, n_listings): float64 (a BOOLEAN as 1, 0 and NaN) or ``datetime64[us]``.
+        Label name -> (n_rows,), in the order of `Future.rows`: float64 (a BOOLEAN as 1, 0 and NaN) or ``datetime64[us]``.
     known_at
-        (n_times, n_listings) ``datetime64[us]``: when the last of the entry's labels was decided, NaT before. A
+        (n_rows,) ``datetime64[us]``: when the last of the entry's labels was decided, NaT before. A
         value where it is NaT means nothing; a missing value where it is set is decided to be missing.
     """
 

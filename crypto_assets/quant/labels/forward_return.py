@@ -70,11 +70,9 @@ def compute(entry: Entry, future: Future) -> Decided:
         held = future.position(future.bars(horizon))
         entered, left = future.traded_at(held, *prices)
         ratio = left / entered
-        columns.append(future.spread(np.log(ratio) if entry.log else ratio - 1.0))
+        columns.append(np.log(ratio) if entry.log else ratio - 1.0)
         places.append(held.place)
-    names = (label.name for label in labels(entry, future.terms))
-    known_at = future.decided(np.maximum.reduce(places))
-    return Decided(dict(zip(names, columns, strict=True)), known_at)
+    return future.decided(labels(entry, future.terms), columns, places)
 
 
 def fill_lookahead(grid: Terms, horizon: int | str) -> timedelta:

@@ -6,7 +6,7 @@ one). Imported by the families of labels and nobody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from crypto_assets.quant.labels.declared import Terms
+from crypto_assets.quant.labels.declared import Decided, Label, Terms
 from crypto_assets.quant.panel import IDENTITY, Panel, bars_in, require_columns, times_of
 
 #: A place that no label ever reaches: not decided.
@@ -213,16 +213,12 @@ class Future:
         """End of the bar at each place, when what is decided there is known; NaT for a place that is not known."""
         return self.time_of(place) + self.panel.bar
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """Values of `rows` as (n_times, n_listings); NaN, NaT or `NEVER` elsewhere."""
-        nothing = {"M": np.datetime64("NaT", "us"), "f": np.nan, "i": NEVER}[values.dtype.kind]
-        result = np.full(self.panel.shape, nothing, dtype=values.dtype)
-        result[self.rows] = values
-        return result
-
-    def decided(self, place: np.ndarray) -> np.ndarray:
-        """(n_times, n_listings) ``known_at`` of what is decided at the end of bar ``place``, given for `rows`."""
-        return self.spread(self.end_of(place))
+    def decided(
+        self, labels: Iterable[Label], values: Sequence[np.ndarray], places: Sequence[np.ndarray]
+    ) -> Decided:
+        """Labels of `rows`, decided at the end of the last of the bars ``places``; all in the order of `rows`."""
+        columns = {label.name: column for label, column in zip(labels, values, strict=True)}
+        return Decided(columns, self.end_of(np.maximum.reduce(places)))
 
     def position(self, n_horizon: int) -> Position:
         """Hold for ``n_horizon`` bars, fill to fill, decided on at the end of each row.

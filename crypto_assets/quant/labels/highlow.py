@@ -110,11 +110,7 @@ def compute(entry: Entry, future: Future) -> Decided:
         whole = up + down
         columns.append(np.where(whole > 0, 2.0 * up / np.where(whole > 0, whole, 1.0) - 1.0, np.nan))
         places.append(np.where(unknown, row, horizon.place))
-    names = (label.name for label in labels(entry, future.terms))
-    known_at = future.decided(np.maximum.reduce(places))
-    return Decided(
-        {name: future.spread(values) for name, values in zip(names, columns, strict=True)}, known_at
-    )
+    return future.decided(labels(entry, future.terms), columns, places)
 
 
 def _flag(holds: np.ndarray, value: np.ndarray) -> np.ndarray:

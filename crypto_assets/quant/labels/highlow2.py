@@ -106,8 +106,4 @@ def compute(entry: Entry, future: Future) -> Decided:
         at_the_end = np.where(horizon.holds & ~unknown, 0.0, np.nan)
         columns.append(np.where(met, (won >= 0).astype(np.float64), at_the_end))
         places.append(np.where(met, np.maximum(won, lost), np.where(unknown, row, horizon.place)))
-    names = (label.name for label in labels(entry, future.terms))
-    known_at = future.decided(np.maximum.reduce(places))
-    return Decided(
-        {name: future.spread(values) for name, values in zip(names, columns, strict=True)}, known_at
-    )
+    return future.decided(labels(entry, future.terms), columns, places)

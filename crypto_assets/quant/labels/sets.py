@@ -149,7 +149,7 @@ class LabelSet:
             rows, self.terms, columns=self.inputs, watermark=watermark, since=since, until=until
         )
         wanted = future.wanted
-        place, column = future.rows
+        place, _ = future.rows
         known_at = future.end_of(place)
         values: dict[str, np.ndarray] = {}
         for number, (entry, declared) in enumerate(zip(self.entries, labels, strict=True)):
@@ -162,16 +162,14 @@ class LabelSet:
                 raise LabelError(
                     f"{where}: made {', '.join(made.columns)} instead of the columns it declares"
                 )
-            for name, matrix in (("known_at", made.known_at), *made.columns.items()):
-                if matrix.shape != future.panel.shape:
-                    raise LabelError(
-                        f"{where}: {name} has the shape {matrix.shape} instead of {future.panel.shape}"
-                    )
-            for name, matrix in made.columns.items():
-                _refuse_infinite(f"{where}: {name}", matrix, made.known_at, future)
+            for name, column in (("known_at", made.known_at), *made.columns.items()):
+                if column.shape != place.shape:
+                    raise LabelError(f"{where}: {name} has the shape {column.shape} instead of {place.shape}")
+            for name, column in made.columns.items():
+                _refuse_infinite(f"{where}: {name}", column, made.known_at, future)
             # The largest of moments and NaT is NaT: a row waits for the last of its labels.
-            known_at = np.maximum(known_at, made.known_at[place, column])
-            values |= {name: matrix[place, column] for name, matrix in made.columns.items()}
+            known_at = np.maximum(known_at, made.known_at)
+            values |= made.columns
         result = future.panel.frame.loc[wanted, ["symbol", "ts"]].reset_index(drop=True)
         result["known_at"] = known_at
         result["listing_id"] = future.panel.frame["listing_id"].to_numpy()[wanted]
@@ -180,18 +178,16 @@ class LabelSet:
         return result
 
 
-def _refuse_infinite(where: str, matrix: np.ndarray, known_at: np.ndarray, future: Future) -> None:
+def _refuse_infinite(where: str, values: np.ndarray, known_at: np.ndarray, future: Future) -> None:
     # What is not decided yet means nothing, and a moment is never infinite.
-    if matrix.dtype.kind != "f":
+    if values.dtype.kind != "f":
         return
-    place, column = future.rows
-    infinite = np.isinf(matrix[place, column]) & ~np.isnat(known_at[place, column])
+    infinite = np.isinf(values) & ~np.isnat(known_at)
     if infinite.any():
         first = int(infinite.argmax())
+        place, lane = (where_in[first] for where_in in future.rows)
         panel = future.panel
-        raise LabelError(
-            f"{where} is infinite for {panel.listings[column[first]]} at {panel.times[place[first]]}"
-        )
+        raise LabelError(f"{where} is infinite for {panel.listings[lane]} at {panel.times[place]}")
 
 
 def _stored(label: Label, values: np.ndarray, decided: np.ndarray) -> Any:

@@ -146,6 +146,5 @@ def compute(entry: Entry, future: Future) -> Decided:
             )
             matrix[place, lane] = label
             places[place, lane] = np.maximum(places[place, lane], decided)
-    names = (label.name for label in labels(entry, future.terms))
-    known_at = future.decided(places[row, column])
-    return Decided(dict(zip(names, columns, strict=True)), known_at)
+    of_rows = [matrix[row, column] for matrix in columns]
+    return future.decided(labels(entry, future.terms), of_rows, [places[row, column]])

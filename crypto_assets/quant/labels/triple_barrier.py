@@ -180,6 +180,4 @@ def compute(entry: Entry, future: Future) -> Decided:
         never,
     )
     place = np.select([unknown, lost | won], [row, touch], held.place)
-    names = [declared.name for declared in labels(entry, future.terms)]
-    columns = [future.spread(values) for values in (label, price / entered - 1.0, moment)]
-    return Decided(dict(zip(names, columns, strict=True)), future.decided(place))
+    return future.decided(labels(entry, future.terms), [label, price / entered - 1.0, moment], [place])

@@ -242,7 +242,8 @@ class Lineage:
             return None
         if table.clock == "weekly" and read.upstream.clock == "daily" and read.last < 0:
             return self._version_known_by(start_of(table.clock, partition), read.upstream, key, stored)
-        is_source = table.stage != "raw" == read.upstream.stage and read.upstream is not CLOCKWORK
+        reads_source = table.stage != "raw" and read.upstream.stage == "raw"
+        is_source = reads_source and read.upstream is not CLOCKWORK
         if table.clock == "daily" and is_source and "known_at" in read.upstream.column_names:
             bars = self.provenance(CLOCKWORK, partition)
             day = start_of(table.clock, partition)
